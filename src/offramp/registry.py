@@ -6,7 +6,6 @@ from typing import Generic, TypeVar
 
 from offramp.errors import OfframpError, suggest
 
-
 T = TypeVar("T")
 
 

@@ -1,0 +1,105 @@
+"""offramp.create: a backbone by name or as an object, and exits on it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from offramp.backbones import Pretrained, build_backbone, preprocessing_of
+from offramp.chains import Chain, chain
+from offramp.errors import OfframpError
+from offramp.exits import ExitSpec, expand_layout
+from offramp.model import MultiExitModel
+from offramp.model_config import ModelConfig, Preprocessing
+
+ExitsArgument = str | Sequence[ExitSpec | dict[str, Any]]
+
+
+def create(
+    backbone: str | nn.Module,
+    *,
+    exits: ExitsArgument = "lgvit",
+    count: int | None = None,
+    at: Sequence[int] | None = None,
+    num_classes: int | None = None,
+    pretrained: Pretrained = False,
+    image_size: int | tuple[int, int] | None = None,
+    backbone_args: dict[str, Any] | None = None,
+    labels: list[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> MultiExitModel:
+    """Give a backbone early exits.
+
+    Args:
+        backbone: timm name, or a model object (then it is used as it is).
+        exits: a layout (``"lgvit"``), a head's name for that head everywhere (``"linear"``), or one
+            specification per exit: ``{"after": 4, "head": "lph", "options": {"kernel": 3}}``.
+        count: number of exits, placed at equal MACs. Default: 8, fewer on shallow backbones.
+        at: 1-based blocks instead of ``count``.
+        num_classes: classes of the task; None keeps the backbone's own classifier.
+        pretrained: True (timm's cache or the Hub) or the path of a local weights file.
+        image_size: pixels; None keeps the backbone's own.
+        backbone_args: further keyword arguments of ``timm.create_model``.
+        labels: class names by index.
+        preprocessing: overrides what the backbone's ``pretrained_cfg`` says.
+
+    Raises:
+        OfframpError: for unknown names, positions outside the backbone, impossible options.
+    """
+    if isinstance(backbone, str):
+        name = backbone
+        module = build_backbone(
+            name,
+            num_classes=num_classes,
+            pretrained=pretrained,
+            image_size=image_size,
+            arguments=backbone_args,
+        )
+    else:
+        module, name = backbone, _name_of(backbone)
+    links = chain(module, image_size=image_size)
+    if links.num_classes < 1:
+        raise OfframpError(f"{name} has no classifier of its own: give num_classes=")
+    if num_classes is not None and num_classes != links.num_classes:
+        raise OfframpError(f"num_classes = {num_classes}, but {name} has {links.num_classes}")
+    if isinstance(exits, str):
+        specs = expand_layout(exits, step_costs(links), count=count, at=at)
+    else:
+        if count is not None or at is not None:
+            raise OfframpError("count and at go with a layout's name, not with a list of exits")
+        specs = [e if isinstance(e, ExitSpec) else ExitSpec.model_validate(e) for e in exits]
+    arguments = dict(backbone_args or {})
+    if isinstance(backbone, str) and image_size is not None:
+        arguments["img_size"] = image_size
+    config = ModelConfig(
+        backbone=name,
+        backbone_args=arguments,
+        num_classes=links.num_classes,
+        exits=sorted(specs, key=lambda spec: spec.after),
+        preprocessing=preprocessing or preprocessing_of(module, links.image_size),
+        labels=labels,
+    )
+    return MultiExitModel(module, config)
+
+
+@torch.no_grad()
+def step_costs(links: Chain) -> list[int]:
+    """MACs of each step for one image, for the placement of exits."""
+    from offramp.costs.macs import count_macs
+
+    training = links.backbone.training
+    links.backbone.eval()
+    device = next(links.backbone.parameters()).device
+    state = links.embed(torch.zeros(1, links.in_chans, *links.image_size, device=device))
+    costs = []
+    for step in links.steps:
+        costs.append(count_macs(step, *state))
+        state = step(*state)
+    links.backbone.train(training)
+    return costs
+
+
+def _name_of(backbone: nn.Module) -> str:
+    config = getattr(backbone, "pretrained_cfg", None) or {}
+    return str(config.get("architecture") or type(backbone).__name__)

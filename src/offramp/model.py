@@ -1,0 +1,147 @@
+"""MultiExitModel: a chain with exits."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from offramp.chains import State, chain
+from offramp.errors import OfframpError
+from offramp.exits import Exit, build_exit, check_positions
+from offramp.files import tensor_digest
+from offramp.hub import HubModel
+from offramp.model_config import ModelConfig, Preprocessing
+from offramp.segments import Segment
+
+
+class MultiExitModel(HubModel):
+    """A backbone seen as a chain, with heads that may answer early; the backbone's own comes last.
+
+    Args:
+        backbone: the model people bring, for instance from ``timm.create_model``.
+        config: what is needed to build it again; its ``exits`` say which head sits where.
+
+    Attributes:
+        chain: the backbone as ``embed → steps → finish``.
+        exits: the early heads, shallow to deep.
+        positions: 1-based block behind each early head.
+        num_exits: early heads plus the backbone's own classifier.
+    """
+
+    def __init__(self, backbone: nn.Module, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.chain = chain(backbone, image_size=config.preprocessing.image_size)
+        specs = sorted(config.exits, key=lambda spec: spec.after)
+        check_positions(specs, len(self.chain), config.backbone)
+        self.positions = tuple(spec.after for spec in specs)
+        self.exits = nn.ModuleList(
+            build_exit(
+                spec.head,
+                self.chain.token_spec(spec.after - 1),
+                self.chain.num_classes,
+                spec.options,
+            )
+            for spec in specs
+        )
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The original model, unmodified."""
+        return self.chain.backbone
+
+    @property
+    def heads(self) -> list[Exit]:
+        """The early heads, shallow to deep."""
+        return [head for head in self.exits if isinstance(head, Exit)]
+
+    @property
+    def num_exits(self) -> int:
+        return len(self.exits) + 1
+
+    @property
+    def exit_names(self) -> list[str]:
+        return [*(f"block {p}" for p in self.positions), "final"]
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Blocks run by a sample that leaves at each exit."""
+        return (*self.positions, len(self.chain))
+
+    @property
+    def standalone(self) -> list[bool]:
+        """Whether each exit can be switched off without changing what the others say."""
+        return [*(bool(head.standalone) for head in self.heads), True]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.config.preprocessing
+
+    @property
+    def labels(self) -> list[str] | None:
+        return self.config.labels
+
+    def walk(self, images: Tensor) -> Iterator[State]:
+        """Yield the chain's state before each exit, early ones first, then the last block's."""
+        state, done = self.chain.embed(images), 0
+        for stop in self.blocks:
+            for step in self.chain.steps[done:stop]:
+                state = step(*state)
+            done = stop
+            yield state
+
+    def forward(self, images: Tensor) -> list[NamedTuple]:
+        """Images (B, 3, H, W) → what every exit says, shallow to deep."""
+        outputs = []
+        inputs: State = (images,)
+        for segment in self.segments():
+            inputs, said = segment(*inputs)
+            outputs.append(said)
+        return outputs
+
+    def segments(
+        self, active: Sequence[int] | None = None, *, inference: bool = False
+    ) -> list[Segment]:
+        """The chain cut behind each active exit.
+
+        Args:
+            active: early exits that stay, by index; the final exit always stays. None: all.
+            inference: use copies of the heads made for speed (folded norms, earlier pooling);
+                equal to the others up to rounding.
+
+        Raises:
+            OfframpError: for an unknown exit, or one that others need and that is left out.
+        """
+        keep = sorted(set(range(len(self.exits)) if active is None else active))
+        for k in keep:
+            if not 0 <= k < len(self.exits):
+                raise OfframpError(
+                    f"active exit {k} does not exist (early exits: 0…{len(self.exits) - 1})"
+                )
+        dependent = [k for k in keep if not self.standalone[k]]
+        if dependent and keep[: dependent[-1] + 1] != list(range(dependent[-1] + 1)):
+            raise OfframpError(
+                f"exit {dependent[-1]} depends on every exit before it, so none can be left out"
+            )
+        segments, start = [], 0
+        for k in keep:
+            head = self.heads[k]
+            if inference:
+                head = copy.deepcopy(head).eval().for_inference()
+            segments.append(Segment(self.chain, start, self.positions[k], k, head))
+            start = self.positions[k]
+        segments.append(Segment(self.chain, start, len(self.chain), len(self.exits), None))
+        return segments
+
+    def fingerprint(self) -> str:
+        """16 hex characters that name these weights and this architecture."""
+        architecture = self.config.model_dump_json(include={"backbone", "backbone_args", "exits"})
+        return tensor_digest(dict(self.state_dict()), extra=architecture)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters of the backbone and of all early heads."""
+        return {
+            "backbone": sum(p.numel() for p in self.backbone.parameters()),
+            "exits": sum(p.numel() for p in self.exits.parameters()),
+        }

@@ -1,0 +1,66 @@
+"""The model card: what the model is, how it was trained, and what was measured."""
+
+from typing import Any
+
+import yaml
+
+from offramp.model_config import ModelConfig
+
+
+def model_card(
+    config: ModelConfig,
+    *,
+    recipe: dict[str, Any] | None = None,
+    measured: dict[str, Any] | None = None,
+) -> str:
+    """Markdown with the Hub's front matter.
+
+    Args:
+        config: the model's description.
+        recipe: how it was trained, as resolved.
+        measured: ``{"dataset", "split", "samples", "rows": [{"name", "accuracy", "layers", "macs",
+            "time"}]}``, accuracies in percent, speed-ups as ratios; absent ones are None.
+    """
+    front: dict[str, Any] = {
+        "library_name": "offramp",
+        "pipeline_tag": "image-classification",
+        "tags": ["early-exit", "dynamic-inference", "offramp"],
+        "base_model": f"timm/{config.backbone}" if "/" not in config.backbone else config.backbone,
+    }
+    heads = "\n".join(
+        f"| block {spec.after} | {spec.head} | "
+        f"{', '.join(f'{k} = {v}' for k, v in spec.options.items()) or '–'} |"
+        for spec in config.exits
+    )
+    height, width = config.preprocessing.image_size
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"# {config.backbone} with early exits",
+        f"{config.num_classes} classes, {height}×{width} px. Every sample stops at the first exit "
+        "whose policy is satisfied.",
+        '```python\nimport offramp\n\nmodel = offramp.load("FOLDER OR HUB ID")\n```',
+        f"## Exits\n\n| after | head | options |\n|---|---|---|\n{heads}",
+        _measured(measured),
+    ]
+    if recipe is not None:
+        parts.append(f"## Recipe\n\n```yaml\n{yaml.safe_dump(recipe, sort_keys=False)}```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _measured(measured: dict[str, Any] | None) -> str:
+    if not measured:
+        return "## Measured\n\nNothing has been measured with these weights yet."
+    rows = "\n".join(
+        f"| {row['name']} | {row['accuracy']:.2f} % | {_ratio(row.get('layers'))} | "
+        f"{_ratio(row.get('macs'))} | {_ratio(row.get('time'))} |"
+        for row in measured["rows"]
+    )
+    return (
+        f"## Measured\n\n{measured['dataset']}, {measured['split']} split, "
+        f"{measured['samples']} samples. Speed-ups against the unmodified backbone.\n\n"
+        "| | accuracy | layers | MACs | time |\n|---|---|---|---|---|\n" + rows
+    )
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}×"
