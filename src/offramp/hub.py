@@ -38,8 +38,9 @@ class HubModel(nn.Module, ModelHubMixin, library_name="offramp", tags=["early-ex
 
     config: ModelConfig
 
-    def __init__(self) -> None:
+    def __init__(self, backbone: nn.Module, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         self.recipe: dict[str, Any] | None = None
         self.points: dict[str, dict[str, Any]] = {}
         self.measured: dict[str, Any] | None = None
@@ -81,9 +82,7 @@ class HubModel(nn.Module, ModelHubMixin, library_name="offramp", tags=["early-ex
         return model_card(self.config, recipe=self.recipe, measured=self.measured)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
-    ) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
         """Load from a folder written by ``save_pretrained`` or from the Hub.
 
         Args:

@@ -30,8 +30,7 @@ class MultiExitModel(HubModel):
     """
 
     def __init__(self, backbone: nn.Module, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(backbone, config)
         self.chain = chain(backbone, image_size=config.preprocessing.image_size)
         specs = sorted(config.exits, key=lambda spec: spec.after)
         check_positions(specs, len(self.chain), config.backbone)
@@ -126,9 +125,9 @@ class MultiExitModel(HubModel):
             )
         segments, start = [], 0
         for k in keep:
-            head = self.heads[k]
+            head: nn.Module = self.exits[k]
             if inference:
-                head = copy.deepcopy(head).eval().for_inference()
+                head = copy.deepcopy(self.heads[k]).eval().for_inference()
             segments.append(Segment(self.chain, start, self.positions[k], k, head))
             start = self.positions[k]
         segments.append(Segment(self.chain, start, len(self.chain), len(self.exits), None))

@@ -44,6 +44,10 @@ class Chain(nn.Module, ABC):
     def finish(self, *state: Tensor) -> Tensor:
         """The last state → logits (B, num_classes)."""
 
+    def classify(self, *state: Tensor) -> Tensor:
+        """``finish`` without the final norm, which LGViT's released teacher leaves out."""
+        raise OfframpError(f"{type(self.backbone).__name__} has no final norm to leave out")
+
     @abstractmethod
     def tokens(self, state: State, step: int) -> Tokens:
         """What a head after step ``step`` (0-based) reads."""

@@ -59,7 +59,11 @@ class ViTChain(Chain):
 
     def finish(self, *state: Tensor) -> Tensor:
         (x,) = state
-        return self._model.forward_head(self._model.norm(x))
+        return self.classify(self._model.norm(x))
+
+    def classify(self, *state: Tensor) -> Tensor:
+        (x,) = state
+        return self._model.forward_head(x)
 
     def tokens(self, state: State, step: int) -> Tokens:
         (x,) = state

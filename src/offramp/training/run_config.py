@@ -1,0 +1,162 @@
+"""A recipe file: the complete, validated description of a run."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+
+from offramp.creation import create
+from offramp.errors import OfframpError
+from offramp.exits import ExitSpec
+from offramp.model import MultiExitModel
+from offramp.model_config import Preprocessing
+from offramp.training.recipe import RECIPES, Recipe
+
+
+class ModelSection(BaseModel):
+    """The backbone."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    backbone: str = Field(description="timm model name")
+    backbone_args: dict[str, Any] = Field(default_factory=dict)
+    image_size: int | tuple[int, int] | None = Field(default=None, description="pixels")
+    pretrained: bool | str = Field(default=False, description="true, or the path of local weights")
+    preprocessing: Preprocessing | None = None
+
+
+class ExitsSection(BaseModel):
+    """The early heads: a layout's or head's name with its places, or a list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layout: str = "lgvit"
+    count: int | None = Field(default=None, description="exits, placed at equal MACs")
+    at: list[int] | None = Field(default=None, description="1-based blocks")
+
+
+class DataSection(BaseModel):
+    """The data set and how its splits are cut."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    calibration: float = Field(default=0.06, gt=0, lt=1, description="share cut from train")
+    validation: float = Field(default=0.04, gt=0, lt=1, description="share cut from train")
+    limit: int | None = Field(default=None, gt=0, description="at most so many samples a split")
+
+
+class RunConfig(BaseModel):
+    """Everything a run needs; the YAML file mirrors it key by key."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    name: str
+    model: ModelSection
+    exits: ExitsSection | list[ExitSpec] = Field(default_factory=ExitsSection)
+    data: DataSection
+    recipe: SerializeAsAny[Recipe]
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu"] = "auto"
+    workers: int = Field(default=0, ge=0, description="data loading processes")
+    checkpoint_minutes: float = Field(default=5.0, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pick_recipe(cls, values: Any) -> Any:
+        """``recipe: {name: lgvit, …}`` → the registered recipe with those options."""
+        if isinstance(values, dict) and isinstance(values.get("recipe"), dict):
+            options = dict(values["recipe"])
+            name = options.pop("name", None)
+            if name is None:
+                raise OfframpError(f"recipe.name is missing (known: {', '.join(RECIPES.names())})")
+            values = {**values, "recipe": validated(RECIPES.get(name), options, "recipe.")}
+        return values
+
+    def dump(self) -> dict[str, Any]:
+        """The resolved description, as written to ``recipe.yaml``."""
+        values = self.model_dump(mode="json")
+        name = next(n for n in RECIPES.names() if RECIPES.get(n) is type(self.recipe))
+        values["recipe"] = {"name": name, **values["recipe"]}
+        return values
+
+    def build(self, classes: Sequence[str]) -> MultiExitModel:
+        """Build the untrained (or pretrained) model for these classes."""
+        section = self.exits
+        named = section if isinstance(section, ExitsSection) else None
+        return create(
+            self.model.backbone,
+            exits=section if isinstance(section, list) else section.layout,
+            count=named.count if named else None,
+            at=named.at if named else None,
+            num_classes=len(classes),
+            pretrained=self.model.pretrained,
+            image_size=self.model.image_size,
+            backbone_args=self.model.backbone_args,
+            labels=list(classes),
+            preprocessing=self.model.preprocessing,
+        )
+
+
+def load_run_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a recipe file and apply ``key.sub=value`` overrides (values are YAML).
+
+    Raises:
+        OfframpError: naming the file, the key and what is accepted.
+    """
+    file = Path(path)
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise OfframpError(f"{file}: no such recipe file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OfframpError(f"{file}: not valid YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(values, dict):
+        raise OfframpError(f"{file}: a recipe is a mapping of keys to values")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise OfframpError(f"{override!r} is no override (write key=value, e.g. seed=1)")
+        *parents, leaf = key.split(".")
+        place: Any = values
+        for parent in parents:
+            place = place.setdefault(parent, {}) if isinstance(place, dict) else None
+            if not isinstance(place, dict):
+                raise OfframpError(f"override {key!r}: {parent!r} holds no keys")
+        place[leaf] = yaml.safe_load(text)
+    try:
+        return validated(RunConfig, values, "")
+    except OfframpError as error:
+        raise OfframpError(f"{file}: {error}") from None
+
+
+def validated(kind: type[BaseModel], values: Any, prefix: str) -> Any:
+    """Validate ``values`` as ``kind``, turning the first complaint into one sentence."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        key = prefix + ".".join(path)
+        if first["type"] == "extra_forbidden":
+            known = _keys_at(kind, path[:-1])
+            close = difflib.get_close_matches(path[-1], known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise OfframpError(f"unknown key {key} ({hint}known: {', '.join(known)})") from None
+        given = f", but it is {first['input']!r}" if first["type"] != "missing" else ""
+        raise OfframpError(f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}{given}") from None
+
+
+def _keys_at(kind: Any, path: list[str]) -> list[str]:
+    """Field names of the model found by following ``path`` from ``kind``."""
+    for part in path:
+        field = getattr(kind, "model_fields", {}).get(part)
+        if field is None:
+            continue  # a list index or the name of a union's member
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        kind = next((o for o in options if hasattr(o, "model_fields")), kind)
+    return sorted(getattr(kind, "model_fields", {}))
