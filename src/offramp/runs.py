@@ -10,14 +10,16 @@ import yaml
 from offramp import vision_cure
 from offramp.backbones import build_backbone
 from offramp.calibration import OperatingPoint, Records, calibrate, collect, evaluate
-from offramp.costs import CostTable, model_costs
+from offramp.costs.macs import model_costs
+from offramp.costs.table import CostTable
 from offramp.data import DataSource, batches, open_dataset
 from offramp.errors import OfframpError
 from offramp.files import read_json, read_tensors, write_atomic, write_json
 from offramp.hub import RECIPE
 from offramp.model import MultiExitModel
 from offramp.training.checkpoint import CHECKPOINT
-from offramp.training.loop import PLAIN, LoopOptions, Trainer
+from offramp.training.loop import LoopOptions, Trainer
+from offramp.training.stage_run import PLAIN
 from offramp.training.metrics import read_metrics
 from offramp.training.run_config import RunConfig, load_run_config
 

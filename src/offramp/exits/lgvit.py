@@ -6,6 +6,7 @@ locality, deep exits a self-attention head over converged (sub-sampled) patches.
 kernel 1 are linear layers on tokens here, which is the same arithmetic without layout changes.
 """
 
+import copy
 from abc import abstractmethod
 from typing import Literal
 
@@ -140,7 +141,7 @@ class FoldedLPH(nn.Module):
         super().__init__()
         with torch.no_grad():
             scale, shift = head.norm1.affine_form()
-            self.expand = head.expand
+            self.expand = copy.deepcopy(head.expand)  # its own: freezing must not reach the head
             self.depthwise: nn.Conv2d | None = None
             if head.depthwise is not None:
                 assert head.spec.grid is not None
@@ -165,7 +166,7 @@ class FoldedLPH(nn.Module):
             self.project.weight.copy_(weight * scale)
             self.project.bias.copy_(bias)
         self.residual = head.residual
-        self.classifiers = head.classifiers
+        self.classifiers = copy.deepcopy(head.classifiers)
         self.requires_grad_(False)
 
     bias_map: Tensor

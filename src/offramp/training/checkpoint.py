@@ -1,7 +1,7 @@
 """Training state on disk: safetensors and JSON, whole or absent, never a pickle."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,12 +15,16 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: ``step`` optimizer steps into stage ``stage`` of recipe ``recipe``."""
+    """Where a run stands: ``step`` optimizer steps into stage ``stage`` of recipe ``recipe``.
+
+    ``sums`` holds, per logged value, its sum and count since the epoch began.
+    """
 
     stage: int
     step: int
     recipe: str
     seconds: float = 0.0
+    sums: dict[str, tuple[float, int]] = field(default_factory=dict)
 
 
 def save_checkpoint(

@@ -68,12 +68,14 @@ class Stage:
         settings: epochs, batch size, optimizer and augmentation.
         objective: builds the loss over a model; the path is the run's folder, for caches.
         trains: the parts that receive gradient; the others are frozen and stay in eval mode.
+        fixed_images: it needs every image to look the same in every epoch, as caches do.
     """
 
     name: str
     settings: StageSettings
     objective: Callable[[MultiExitModel, Path], Objective]
     trains: frozenset[Part] = frozenset(("backbone", "exits"))
+    fixed_images: bool = False
 
 
 class Recipe(BaseModel, ABC):
@@ -114,5 +116,5 @@ def prediction_distillation(
     """
     log_q = F.log_softmax(student.float() / temperature, dim=-1)
     p = F.softmax(teacher.float() / temperature, dim=-1)
-    kl = F.kl_div(log_q, p, reduction="batchmean" if reduction == "batch" else "mean")
-    return temperature**2 * kl
+    kl = F.kl_div(log_q, p, reduction="sum")
+    return temperature**2 * kl / (len(p) if reduction == "batch" else p.numel())

@@ -8,8 +8,6 @@ from pydantic import Field
 from torch import Tensor
 
 from offramp.chains import State
-from offramp.data import Augment
-from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
 from offramp.training.feature_cache import FeatureCache
 from offramp.training.recipe import (
@@ -73,24 +71,23 @@ class Frozen(Recipe):
     finetune: StageSettings = settings(epochs=0)
     heads: StageSettings = settings()
     cache_gb: float | None = Field(
-        default=None, gt=0, description="size limit of the feature cache on disk; off: null"
+        default=None,
+        gt=0,
+        description="size limit of the feature cache on disk; it needs images that do not change",
     )
 
     def stages(self) -> list[Stage]:
-        augment = self.heads.augment
-        if self.cache_gb is not None and augment != Augment(
-            label_smoothing=augment.label_smoothing
-        ):
-            raise OfframpError(
-                "recipe.cache_gb keeps one set of features per image, so recipe.heads.augment "
-                "must be off (label_smoothing may stay); or set cache_gb: null"
-            )
-
         def objective(model: MultiExitModel, run: Path) -> Objective:
             cache = FeatureCache(run / "features", self.cache_gb) if self.cache_gb else None
             return HeadsCrossEntropy(model, cache)
 
         return [
             finetune_stage(self.finetune),
-            Stage("heads", self.heads, objective, trains=frozenset(("exits",))),
+            Stage(
+                "heads",
+                self.heads,
+                objective,
+                trains=frozenset(("exits",)),
+                fixed_images=self.cache_gb is not None,
+            ),
         ]

@@ -1,0 +1,34 @@
+"""From records to operating points: temperatures, threshold search, promises and their proof."""
+
+from offramp.calibration.choice import block_costs, calibrate
+from offramp.calibration.collection import collect, record, records_meta
+from offramp.calibration.evaluation import Evaluation, evaluate, paired_interval
+from offramp.calibration.front import StaticPoint, static_points
+from offramp.calibration.point import FrontPoint, OperatingPoint, Promise
+from offramp.calibration.records import Records, RecordsMeta
+from offramp.calibration.reliability import Reliability, reliability
+from offramp.calibration.replay import Decisions, replay
+from offramp.calibration.temperature import fit_temperatures
+
+__all__ = [
+    "Decisions",
+    "Evaluation",
+    "FrontPoint",
+    "OperatingPoint",
+    "Promise",
+    "Records",
+    "RecordsMeta",
+    "Reliability",
+    "StaticPoint",
+    "block_costs",
+    "calibrate",
+    "collect",
+    "evaluate",
+    "fit_temperatures",
+    "paired_interval",
+    "record",
+    "records_meta",
+    "reliability",
+    "replay",
+    "static_points",
+]

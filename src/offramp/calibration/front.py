@@ -1,0 +1,118 @@
+"""What a setting of policy and active exits does on records, and which are worth having."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel
+
+from offramp.calibration.records import Records
+from offramp.calibration.replay import Decisions
+from offramp.costs.table import CostTable
+from offramp.policies.base import Policy
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a setting does on a set of samples.
+
+    Attributes:
+        accuracy: share of right answers.
+        differ: share of samples where it is right and the full model wrong, or the reverse.
+        cost: mean cost as a share of the unmodified model's.
+        exit_share: (K,) share of the samples that leave at each exit.
+    """
+
+    accuracy: float
+    differ: float
+    cost: float
+    exit_share: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A policy, the early exits that are on, and what the two do."""
+
+    policy: Policy
+    active: tuple[int, ...]
+    measure: Measure
+
+
+def measure(
+    decisions: Decisions, records: Records, costs: CostTable, active: Sequence[int]
+) -> Measure:
+    """What decisions mean in accuracy and cost."""
+    right = decisions.prediction == records.labels
+    full = records.correct[:, -1]
+    share = decisions.exit_share
+    return Measure(
+        accuracy=right.double().mean().item(),
+        differ=(right ^ full).double().mean().item(),
+        cost=costs.mean_cost(share, active) / costs.full,
+        exit_share=share,
+    )
+
+
+def pareto(settings: Iterable[Setting]) -> list[Setting]:
+    """Settings that no other beats in both cost and accuracy, cheapest first."""
+    front: list[Setting] = []
+    for setting in sorted(settings, key=lambda s: (s.measure.cost, -s.measure.accuracy)):
+        if not front or setting.measure.accuracy > front[-1].measure.accuracy:
+            front.append(setting)
+    return front
+
+
+def locked_exits(standalone: Sequence[bool]) -> tuple[int, ...]:
+    """Early exits that old records do not allow to switch off.
+
+    An exit that is not standalone was recorded with all its predecessors running, so it and they
+    stay on.
+    """
+    dependent = [k for k, alone in enumerate(standalone[:-1]) if not alone]
+    return tuple(range(dependent[-1] + 1)) if dependent else ()
+
+
+class StaticPoint(BaseModel):
+    """Every sample leaves at one exit; no other head runs unless it has to.
+
+    Attributes:
+        accuracy: percent.
+        cost: share of the unmodified model's cost.
+        layers: layer speed-up, blocks in the model over blocks run.
+        speedup: unmodified cost over cost.
+    """
+
+    exit: int
+    name: str
+    accuracy: float
+    cost: float
+    layers: float
+    speedup: float
+
+
+def static_points(records: Records, costs: CostTable) -> list[StaticPoint]:
+    """What leaving at each exit would give for all samples; the last never leaves early."""
+    locked = locked_exits(records.meta.standalone)
+    blocks = records.meta.blocks_run
+    points = []
+    for k, (name, accuracy) in enumerate(
+        zip(records.meta.exit_names, records.accuracy, strict=True)
+    ):
+        active = {*(j for j in locked if j < k), k} - {records.num_exits - 1}
+        cost = costs.leave_cost(sorted(active))[k] / costs.full
+        points.append(
+            StaticPoint(
+                exit=k,
+                name=name,
+                accuracy=100 * accuracy,
+                cost=cost,
+                layers=blocks[-1] / blocks[k],
+                speedup=1 / cost,
+            )
+        )
+    return points
+
+
+def speedup_layers(records: Records, exit_share: Sequence[float]) -> float:
+    """Blocks in the model over the mean number of blocks run (LGViT's speed-up)."""
+    return records.meta.blocks / float(np.dot(exit_share, records.meta.blocks_run))

@@ -1,0 +1,1 @@
+"""The command line: one file per command; heavy rooms are imported when a command runs."""

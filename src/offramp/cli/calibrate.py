@@ -1,0 +1,123 @@
+"""``offramp calibrate``: choose thresholds and active exits that keep a promise."""
+
+import re
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp.cli.terminal import AsJson, Run, bars, emit, percent, show, table, times, working
+from offramp.errors import OfframpError
+
+if TYPE_CHECKING:
+    from offramp.calibration import OperatingPoint
+    from offramp.costs import CostTable
+    from offramp.runs import RunFolder
+
+TIMED_IMAGES = 64
+
+
+class Cost(StrEnum):
+    """What a point's cost is counted in."""
+
+    macs = "macs"
+    time = "time"
+
+
+def calibrate(
+    run: Run,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Points of accuracy it may lose against the full model."),
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="Share of the full model's cost it may take: 0.5")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="See offramp list policies.")] = "confidence",
+    cost: Annotated[Cost, typer.Option(help="Search on MACs or on time measured here.")] = (
+        Cost.macs
+    ),
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size for --cost time.")] = 1,
+    split: Annotated[str, typer.Option(help="Split to choose on; never test.")] = "calibration",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the point; by default from policy and target.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the thresholds and exits that keep a promise.
+
+    Give exactly one target. The operating point is saved as RUN/points/NAME.json.
+
+    Example: [bold]offramp calibrate runs/demo --max-drop 0.5[/]
+    """
+    from offramp.policies import POLICIES
+    from offramp.runs import RunFolder, calibrate_run
+
+    POLICIES.get(policy)  # wrong words are refused before the long pass over the data
+    _check(max_drop, max_cost, split, name)
+    folder = RunFolder(run).check()
+    saved, point = calibrate_run(
+        folder,
+        policy=policy,
+        max_drop=max_drop,
+        max_cost=max_cost,
+        times=_latencies(folder, batch_size, as_json) if cost is Cost.time else None,
+        name=name,
+        split=split,
+        progress=bars(as_json),
+    )
+    path = folder.path / "points" / f"{saved}.json"
+    if as_json:
+        chosen = point.model_dump(mode="json", exclude={"probes"})
+        emit({"name": saved, "path": str(path), "point": chosen})
+        return
+    show(*described(saved, point), f"saved: [bold]{path}[/]", f"next: offramp eval {run}")
+
+
+def described(name: str, point: "OperatingPoint") -> list[Any]:
+    """An operating point as people read it: its exits, then what it does in one line."""
+    thresholds = point.thresholds
+    unit = " (nats, at most)" if point.policy["name"] == "entropy" else ""
+    sign = -1 if unit else 1
+    last = len(point.exit_names) - 1
+    rows = []
+    for k, exit in enumerate(point.exit_names):
+        on = k in point.active
+        bar = "–" if thresholds is None or not on else f"{sign * thresholds[k]:.4f}"
+        state = "always" if k == last else "on" if on else "[dim]off[/]"
+        share = percent(100 * point.exit_share[k], 1) if on or k == last else "–"
+        rows.append((exit, state, bar, share))
+    title = f"{name}: {point.promise}"
+    patience = point.policy.get("patience")
+    rule = f"{point.policy['name']}" + (f" {patience}" if patience is not None else "")
+    time = f", time {times(point.speedup_time)}" if point.speedup_time is not None else ""
+    return [
+        table(title, ["exit", "active<", f"threshold{unit}", "samples leaving"], rows),
+        f"policy {rule}; on {point.n} {point.split} samples of {point.dataset}: "
+        f"{percent(point.accuracy)} of {percent(point.full_accuracy)} "
+        f"({-point.drop:+.2f} ± {1.96 * point.drop_error:.2f} points)",
+        f"speed-up: layers {times(point.speedup_layers)}, MACs {times(point.speedup_macs)}{time}; "
+        f"cost {point.cost_share:.3f} of the full model's {point.costs.unit}",
+    ]
+
+
+def _check(max_drop: float | None, max_cost: float | None, split: str, name: str | None) -> None:
+    if (max_drop is None) == (max_cost is None):
+        given = "none" if max_drop is None else "both"
+        raise OfframpError(f"give exactly one target, --max-drop or --max-cost ({given} given)")
+    if split == "test":
+        raise OfframpError(
+            "calibration on the test split is refused: thresholds chosen there would make every "
+            "number reported on it worthless (use --split calibration)"
+        )
+    if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
+        raise OfframpError(f"--name {name!r}: use letters, digits, '-', '_' and '.'")
+
+
+def _latencies(run: "RunFolder", batch_size: int, as_json: bool) -> "CostTable":
+    from offramp.cli.images import real_images
+    from offramp.costs import latency_table
+
+    images = real_images(run, "calibration", max(TIMED_IMAGES, batch_size))
+    with working(f"measuring time at batch {batch_size}", as_json):
+        return latency_table(run.model, images, (batch_size,))[batch_size]

@@ -1,0 +1,133 @@
+"""What a policy is: a rule that decides, for every sample on its own, whether to stop."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from offramp.errors import OfframpError
+from offramp.registry import Registry
+
+Memory = tuple[Tensor, ...]
+Parameters = dict[str, Any]
+
+
+class ExitOutputs(Protocol):
+    """What an exit said: ``logits`` (B, C), and one attribute per signal it declares."""
+
+    @property
+    def logits(self) -> Tensor: ...
+
+
+class Policy(ABC):
+    """When to stop: `start` a batch, then `step` after every active exit and after the last.
+
+    Tensors in, tensors out; no loop over samples and nothing that depends on who else is in the
+    batch, so live runs, compacted batches and replay over records decide the same.
+
+    Attributes:
+        name: name in the registry.
+        needs: signals, besides the logits, that the exits must give.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def start(
+        self, batch: int, *, ids: Tensor | None = None, device: torch.device | None = None
+    ) -> Memory:
+        """Memory of a fresh batch: tensors with ``batch`` rows, compacted with the state.
+
+        ``ids`` (B,) int64 name the samples for policies that draw random numbers.
+        """
+
+    @abstractmethod
+    def step(self, k: int, outputs: ExitOutputs, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
+        """Decide after exit ``k`` (0 … K-1, counted among all exits, active or not).
+
+        Returns ``(stop, answer, memory)``: stop (B,) bool, answer (B, C) for whoever leaves here.
+        At the last exit stopping is forced by the caller.
+        """
+
+    @abstractmethod
+    def parameters(self) -> Parameters:
+        """JSON-able arguments that build this policy again."""
+
+    @classmethod
+    @abstractmethod
+    def candidates(cls, num_exits: int) -> list[Self]:
+        """A spread of members of the family, from the quickest to one that never stops early."""
+
+    def check(self, num_exits: int) -> None:
+        """Raise `OfframpError` when this policy does not fit a model with ``num_exits`` exits."""
+        return
+
+    def to_config(self) -> Parameters:
+        """JSON-able description that `policy_from_config` reads."""
+        return {"name": self.name, **self.parameters()}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policy) and self.to_config() == other.to_config()
+
+    def __hash__(self) -> int:
+        return hash(repr(self.to_config()))
+
+    def __repr__(self) -> str:
+        listed = ", ".join(f"{key}={value}" for key, value in self.parameters().items())
+        return f"{type(self).__name__}({listed})"
+
+
+class ScalarPolicy(Policy):
+    """A policy that reads one scalar per exit and answers with that exit's logits.
+
+    Reading and deciding are separate, so that replay over records decides on stored scalars
+    through the very code that runs live.
+    """
+
+    @abstractmethod
+    def read(self, k: int, outputs: ExitOutputs) -> Tensor:
+        """The scalar (B,) this policy reads from exit ``k``; a function of that exit alone."""
+
+    @abstractmethod
+    def decide(self, k: int, reading: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Turn a reading (B,) into ``(stop, memory)``; stop (B,) bool."""
+
+    def column(self) -> str | None:
+        """Name of the scalar in `offramp.calibration.Records` equal to `read`, if it is stored."""
+        return None
+
+    def step(self, k: int, outputs: ExitOutputs, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
+        stop, memory = self.decide(k, self.read(k, outputs), memory)
+        return stop, outputs.logits, memory
+
+
+POLICIES: Registry[type[Policy]] = Registry("policy")
+P = TypeVar("P", bound=type[Policy])
+
+
+def register_policy(name: str) -> Callable[[P], P]:
+    """File a policy class under ``name``: ``@register_policy("confidence")``."""
+
+    def add(entry: P) -> P:
+        entry.name = name
+        POLICIES.register(name)(entry)
+        return entry
+
+    return add
+
+
+def policy_from_config(config: Parameters) -> Policy:
+    """Build a policy from `Policy.to_config`, or raise `OfframpError` naming the key."""
+    parameters = dict(config)
+    name = parameters.pop("name", None)
+    if not isinstance(name, str):
+        raise OfframpError(f"policy: key 'name' is missing (known: {', '.join(POLICIES.names())})")
+    entry = POLICIES.get(name)
+    try:
+        return entry(**parameters)
+    except TypeError as error:
+        reason = str(error).split("__init__() ")[-1]
+        raise OfframpError(f"policy {name!r}: {reason}") from None

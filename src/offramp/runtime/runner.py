@@ -1,0 +1,197 @@
+"""offramp.compile: a model and an operating point become something that answers quickly."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from offramp.costs.environment import describe_versions
+from offramp.costs.table import CostTable
+from offramp.errors import OfframpError
+from offramp.policies import Policy
+from offramp.runtime.engines import ENGINES, Program
+from offramp.runtime.inputs import InputCheck
+from offramp.runtime.prediction import ExitTables, Prediction
+from offramp.runtime.scheduler import Scheduler
+from offramp.runtime.stages import Departure, Executed, Flow, Stages
+
+if TYPE_CHECKING:
+    from offramp.calibration.point import OperatingPoint
+    from offramp.model import MultiExitModel
+
+
+class Runner:
+    """Answers batches; every sample stops on its own, and stopped samples cost nothing more.
+
+    Made by `compile_runner`. Call it for one batch now (latency mode), or `stream` batches
+    through it (throughput mode).
+
+    Attributes:
+        active: early exits compiled in, by index.
+        exit_names: names of all exits of the model.
+        executed: per segment, how often and on how many samples it ran.
+        engine, precision: what the answers were computed with.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        policy: Policy | None,
+        *,
+        check: InputCheck,
+        num_classes: int,
+        tables: ExitTables,
+        exit_names: list[str],
+        engine: str,
+    ) -> None:
+        self.engine, self.precision = engine, program.precision
+        self.device, self.dtype = program.device, program.dtype
+        self.policy, self.exit_names = policy, exit_names
+        self.active = tuple(segment.exit_index for segment in program.segments[:-1])
+        self.num_classes, self.tables = num_classes, tables
+        self._check = check
+        self._stages = Stages(program.segments, policy)
+
+    @property
+    def executed(self) -> Executed:
+        return self._stages.executed
+
+    def __call__(self, images: Tensor, *, ids: Tensor | None = None) -> Prediction:
+        """Answer a batch of any size, also an empty one.
+
+        Args:
+            images: preprocessed images (B, 3, H, W).
+            ids: sample numbers (B,) int64, for policies that draw at random.
+
+        Raises:
+            OfframpError: for a wrong shape or type; for NaN or infinite values, naming samples.
+        """
+        with torch.inference_mode():
+            images = self._check(images)
+            n = len(images)
+            if n == 0:
+                return self._empty()
+            flow = Flow(None, (images,), self._stages.start(n, ids, self.device))
+            departures: list[Departure] = []
+            for stage in range(len(self._stages)):
+                rest, departure = self._stages.advance(stage, flow)
+                if departure is not None:
+                    departures.append(departure)
+                if rest is None:
+                    break
+                flow = rest
+            return self._assemble(departures, n)
+
+    def stream(
+        self, batches: Iterable[Tensor], *, batch_size: int = 64, max_waiting: int = 8192
+    ) -> Iterator[Prediction]:
+        """Answer many batches with full segments: one prediction per input batch, in order.
+
+        Survivors of several batches are regrouped into batches of ``batch_size`` before each
+        segment, so an answer may wait for later input; at the end everything is flushed.
+
+        Args:
+            batches: preprocessed images (B, 3, H, W), each of any size.
+            batch_size: samples per segment call.
+            max_waiting: samples held back before unfinished ones are run in partial batches.
+        """
+        if batch_size < 1:
+            raise OfframpError(f"batch_size = {batch_size}, but it must be at least 1")
+        scheduler = Scheduler(self._stages, self._check, self.num_classes, batch_size, max_waiting)
+        for answers in scheduler.stream(batches):
+            yield Prediction(answers.logits, answers.exit, self.tables)
+
+    def _assemble(self, departures: list[Departure], n: int) -> Prediction:
+        first = departures[0]
+        if first.rows is None:  # everybody left together
+            exits = torch.full((n,), first.exit_index, device=self.device)
+            return Prediction(first.answer, exits, self.tables)
+        logits = first.answer.new_empty(n, self.num_classes)
+        exits = torch.empty(n, dtype=torch.int64, device=self.device)
+        for rows, exit_index, answer in departures:
+            assert rows is not None
+            logits.index_copy_(0, rows, answer)
+            exits.index_fill_(0, rows, exit_index)
+        return Prediction(logits, exits, self.tables)
+
+    def _empty(self) -> Prediction:
+        logits = torch.empty(0, self.num_classes, dtype=self.dtype, device=self.device)
+        exits = torch.empty(0, dtype=torch.int64, device=self.device)
+        return Prediction(logits, exits, self.tables)
+
+
+def compile_runner(
+    model: "MultiExitModel",
+    point: "OperatingPoint | None" = None,
+    *,
+    policy: Policy | None = None,
+    active: Sequence[int] | None = None,
+    engine: str = "torch",
+    device: str | torch.device | None = None,
+    costs: CostTable | None = None,
+) -> Runner:
+    """Compile a model for an operating point, or for a policy and the exits it uses.
+
+    Only active exits are compiled in; segments without one are merged into the next. Compile
+    again after the model's weights change.
+
+    Args:
+        model: the multi-exit model.
+        point: from ``offramp.calibrate``; brings its policy and active exits.
+        policy: instead of a point. May be left out when no early exit is active.
+        active: early exits by index, with ``policy``; all of them when omitted.
+        engine: name in the engine registry.
+        device: where to run; the model's own when omitted.
+        costs: cost table in MACs, for `Prediction.cost`; the point's own when omitted.
+
+    Warns:
+        UserWarning: for each library that changed since the point was calibrated.
+
+    Raises:
+        OfframpError: for an unknown engine, a point of another model, engine or precision, or a
+            policy that does not fit the model.
+    """
+    if point is not None and (policy is not None or active is not None):
+        raise OfframpError("give an operating point, or policy and active, not both")
+    build = ENGINES.get(engine)()
+    if point is not None:
+        policy, active, costs = point.policy_object(), point.active, costs or point.macs
+    chosen = sorted(set(range(len(model.exits)) if active is None else active))
+    if policy is None and chosen:
+        raise OfframpError("compile needs an operating point or a policy (or active=() for none)")
+    if policy is not None:
+        policy.check(model.num_exits)
+    program = build.prepare(model, chosen, device=None if device is None else torch.device(device))
+    if point is not None:
+        fingerprint, versions = model.fingerprint(), describe_versions()
+        for change in point.check(fingerprint, engine, program.precision, versions):
+            warnings.warn(change, stacklevel=2)
+    if costs is not None and (costs.unit != "MACs" or costs.num_exits != model.num_exits):
+        raise OfframpError(
+            f"costs are {costs.unit} of {costs.num_exits} exits; expected MACs of {model.num_exits}"
+        )
+    return Runner(
+        program,
+        policy,
+        check=InputCheck(
+            model.chain.in_chans, model.chain.image_size, program.device, program.dtype
+        ),
+        num_classes=model.chain.num_classes,
+        tables=_tables(model, policy, chosen, costs),
+        exit_names=model.exit_names,
+        engine=engine,
+    )
+
+
+def _tables(
+    model: "MultiExitModel", policy: Policy | None, active: Sequence[int], costs: CostTable | None
+) -> ExitTables:
+    temperatures = getattr(policy, "temperatures", None)
+    scaled = temperatures is not None and set(temperatures) != {1.0}
+    return ExitTables(
+        blocks=torch.tensor(model.blocks),
+        macs=None if costs is None else torch.tensor(costs.leave_cost(active), dtype=torch.float64),
+        temperatures=torch.tensor(temperatures) if scaled else None,
+    )

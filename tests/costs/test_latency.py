@@ -1,0 +1,47 @@
+"""Latency tables: the right shape, positive times, nothing about accuracy of clocks."""
+
+import pytest
+import torch
+
+from offramp.costs.clock import timed
+from offramp.costs.latency import latency_table
+from offramp.creation import create
+from offramp.errors import OfframpError
+from offramp.model import MultiExitModel
+
+
+@pytest.fixture(scope="module")
+def model() -> MultiExitModel:
+    return create(
+        "deit_tiny_patch16_224",
+        exits=[{"after": 1, "head": "lph"}, {"after": 2, "head": "linear"}],
+        num_classes=10,
+        image_size=32,
+        backbone_args={"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3},
+    )
+
+
+def test_one_table_per_batch_size(model: MultiExitModel) -> None:
+    model.train()
+    tables = latency_table(model, torch.randn(3, 3, 32, 32), (1, 4), repeats=3, warmup=1)
+    assert list(tables) == [1, 4]
+    for size, table in tables.items():
+        assert table.unit == "ms"
+        assert table.num_exits == 3
+        assert min(*table.body, *table.head, table.full) > 0
+        assert table.meta["batch_size"] == size
+        assert table.meta["hardware"]["threads"] == torch.get_num_threads()
+    assert model.training
+
+
+def test_bad_requests(model: MultiExitModel) -> None:
+    with pytest.raises(OfframpError, match="at least one image"):
+        latency_table(model, torch.zeros(0, 3, 32, 32))
+    with pytest.raises(OfframpError, match="batch size 0"):
+        latency_table(model, torch.zeros(1, 3, 32, 32), (0,))
+
+
+def test_timed_returns_the_result() -> None:
+    took, result = timed(max, 3, 5)
+    assert result == 5
+    assert 0 <= took < 1000

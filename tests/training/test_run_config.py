@@ -1,0 +1,89 @@
+"""Recipe files: validated key by key, with errors for the person who wrote them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from offramp.errors import OfframpError
+from offramp.training.run_config import load_run_config
+
+GOOD = {
+    "name": "x",
+    "model": {"backbone": "deit_tiny_patch16_224", "image_size": 32},
+    "data": {"name": "digits"},
+    "recipe": {"name": "lgvit"},
+}
+RECIPES = sorted(Path(__file__).parents[2].glob("recipes/*.yaml"))
+
+
+def write(tmp_path: Path, **changes: object) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, **changes}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"sead": 1}, r"recipe\.yaml: unknown key sead \(did you mean 'seed'\?"),
+        ({"model": {"backbon": "x"}}, r"unknown key model\.backbon|model\.backbone"),
+        ({"recipe": {"name": "lgvti"}}, r"unknown recipe 'lgvti' \(did you mean 'lgvit'\?"),
+        ({"recipe": {"strategy": "normal"}}, r"recipe\.name is missing"),
+        (
+            {"recipe": {"name": "lgvit", "end_to_end": {"epoch": 3}}},
+            r"unknown key recipe\.end_to_end\.epoch \(did you mean 'epochs'\?",
+        ),
+        (
+            {"recipe": {"name": "lgvit", "end_to_end": {"lr": -1}}},
+            r"recipe\.end_to_end\.lr: input should be greater than 0, but it is -1",
+        ),
+        ({"precision": "fp64"}, r"precision: input should be 'fp32' or 'bf16', but it is 'fp64'"),
+        ({"data": {}}, r"data\.name: field required"),
+        ({"exits": {"layuot": "lgvit"}}, r"layuot.*layout"),
+    ],
+)
+def test_bad_recipes_are_named(changes: dict, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(OfframpError, match=sentence) as caught:
+        load_run_config(write(tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    with pytest.raises(OfframpError, match="no such recipe file"):
+        load_run_config(path)
+    path.write_text("a: [")
+    with pytest.raises(OfframpError, match=r"x\.yaml: not valid YAML"):
+        load_run_config(path)
+    path.write_text("- 1")
+    with pytest.raises(OfframpError, match="a mapping"):
+        load_run_config(path)
+
+
+def test_overrides_are_yaml(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    config = load_run_config(
+        path, ["seed=3", "recipe.end_to_end.lr=1e-3", "model.pretrained=true", "exits.at=[4, 8]"]
+    )
+    assert config.seed == 3
+    assert config.model.pretrained is True
+    assert config.dump()["recipe"]["end_to_end"]["lr"] == 1e-3
+    assert config.dump()["exits"]["at"] == [4, 8]
+    for override, sentence in (("seed", "key=value"), ("name.a=1", "'name' holds no keys")):
+        with pytest.raises(OfframpError, match=sentence):
+            load_run_config(path, [override])
+
+
+def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
+    config = load_run_config(write(tmp_path, exits=[{"after": 2, "head": "linear"}]))
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump(config.dump()))
+    assert load_run_config(path).dump() == config.dump()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_committed_recipes_are_valid(path: Path) -> None:
+    config = load_run_config(path)
+    assert config.recipe.stages()
+    assert path.read_text().startswith(f"# offramp train recipes/{path.name}")
