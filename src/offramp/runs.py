@@ -19,9 +19,9 @@ from offramp.hub import RECIPE
 from offramp.model import MultiExitModel
 from offramp.training.checkpoint import CHECKPOINT
 from offramp.training.loop import LoopOptions, Trainer
-from offramp.training.stage_run import PLAIN
 from offramp.training.metrics import read_metrics
 from offramp.training.run_config import RunConfig, load_run_config
+from offramp.training.stage_run import PLAIN
 
 
 class RunFolder:

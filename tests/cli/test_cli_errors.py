@@ -38,6 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("data.name=imagefolder:nowhere", "nowhere"),
         ("model.pretrained=nowhere.safetensors", "nowhere.safetensors: no such file"),
         ("seed", "is no override"),
+        ("name=../elsewhere", "a plain name"),
     ],
 )
 def test_a_wrong_recipe_leaves_nothing_behind(

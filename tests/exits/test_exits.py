@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import tiny_model
 
 from offramp.chains import Tokens, TokenSpec
 from offramp.errors import OfframpError
 from offramp.exits import EXITS, build_exit
+from tiny import tiny_model
 
 TOKENS = {"class": 1, "two classifiers": 2, "no class": 0}
 OPTIONS = {

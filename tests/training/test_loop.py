@@ -16,9 +16,9 @@ from offramp.errors import OfframpError
 from offramp.files import read_tensors
 from offramp.runs import train_run
 from offramp.training.checkpoint import CHECKPOINT, read_position
-from offramp.training.stage_run import OutOfTimeError
 from offramp.training.metrics import read_metrics
 from offramp.training.run_config import RunConfig, validated
+from offramp.training.stage_run import OutOfTimeError
 
 
 def config(**changes: Any) -> RunConfig:
@@ -171,8 +171,8 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_schedules_warm_up_and_decay() -> None:
-    from offramp.training.stage_run import _schedule
     from offramp.training.recipe import StageSettings
+    from offramp.training.stage_run import _schedule
 
     for sched, half in (("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)):
         parameter = torch.nn.Parameter(torch.zeros(1))

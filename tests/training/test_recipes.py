@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -26,6 +25,7 @@ from offramp.training.recipes.lgvit import (
     feature_divergence,
     gram,
 )
+from tiny import tiny_model
 
 QUICK = StageSettings(epochs=3, batch_size=64, lr=2e-3, sched="cosine")
 BRIEF = StageSettings(epochs=1, batch_size=64, lr=2e-3)
@@ -50,7 +50,7 @@ def step(model: MultiExitModel, number: int = 1, batch: int = 4) -> Step:
 def test_recipe_lowers_its_loss_on_digits(name: str, tmp_path: Path) -> None:
     recipe = RECIPES.get(name)
     stages = [f for f, field in recipe.model_fields.items() if field.annotation is StageSettings]
-    values = {stage: BRIEF for stage in stages} | {stages[-1]: QUICK}
+    values = dict.fromkeys(stages, BRIEF) | {stages[-1]: QUICK}
     model = digits_model()
     fit(
         model,

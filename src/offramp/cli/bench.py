@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.terminal import AsJson, Run, bars, emit, show, table, times
+from offramp.cli.terminal import AsJson, Run, bars, emit, show, table
 from offramp.errors import OfframpError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from offramp.runs import RunFolder
-    from offramp.runtime.benchmark import BenchResult
+    from offramp.runtime import BenchResult
 
 BENCHMARK = "benchmark.json"
 
@@ -35,7 +35,7 @@ def bench(
     Example: [bold]offramp bench runs/demo --batch 1,64[/]
     """
     from offramp.runs import RunFolder
-    from offramp.runtime.engines import ENGINES
+    from offramp.runtime import ENGINES
 
     sizes = _sizes(batch)
     engines = [name.strip() for name in engine.split(",")]
@@ -104,7 +104,7 @@ def measure(
     from rich.console import Console
     from rich.progress import Progress
 
-    from offramp.runtime.benchmark import bench as time_model
+    from offramp.runtime import bench as time_model
 
     parts = []
     point = setting.pop("point", None)
@@ -122,7 +122,9 @@ def measure(
 
 
 def bench_table(entry: dict[str, Any], point: str) -> Any:
-    """One engine: times per image and the three speed-ups, by batch size."""
+    """One engine: milliseconds per image and the three speed-ups, by batch size."""
+    from offramp.report.tables import times
+
     rows = [
         (
             str(found["batch_size"]),
@@ -135,7 +137,7 @@ def bench_table(entry: dict[str, Any], point: str) -> Any:
         )
         for found in entry["batches"]
     ]
-    columns = ["batch", "full ms", "point ms", "layers", "MACs", "time", "no-exit overhead"]
+    columns = ["batch", "full, ms", "point, ms", "layers", "MACs", "time", "no-exit overhead"]
     return table(f"{point} on {entry['engine']}, per image", columns, rows)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.terminal import AsJson, Run, bars, emit, percent, show, table, times, working
+from offramp.cli.terminal import AsJson, Run, bars, emit, show, table, working
 from offramp.errors import OfframpError
 
 if TYPE_CHECKING:
@@ -75,26 +75,23 @@ def calibrate(
 
 
 def described(name: str, point: "OperatingPoint") -> list[Any]:
-    """An operating point as people read it: its exits, then what it does in one line."""
-    thresholds = point.thresholds
-    unit = " (nats, at most)" if point.policy["name"] == "entropy" else ""
-    sign = -1 if unit else 1
+    """An operating point as people read it: its exits, then what it does."""
+    from offramp.report.tables import percent, threshold, threshold_name, times
+
     last = len(point.exit_names) - 1
     rows = []
     for k, exit in enumerate(point.exit_names):
         on = k in point.active
-        bar = "–" if thresholds is None or not on else f"{sign * thresholds[k]:.4f}"
         state = "always" if k == last else "on" if on else "[dim]off[/]"
         share = percent(100 * point.exit_share[k], 1) if on or k == last else "–"
-        rows.append((exit, state, bar, share))
-    title = f"{name}: {point.promise}"
-    patience = point.policy.get("patience")
-    rule = f"{point.policy['name']}" + (f" {patience}" if patience is not None else "")
+        rows.append((exit, state, threshold(point, k) if on else "–", share))
+    columns = ["exit", "active<", threshold_name(point), "samples leaving"]
     time = f", time {times(point.speedup_time)}" if point.speedup_time is not None else ""
     return [
-        table(title, ["exit", "active<", f"threshold{unit}", "samples leaving"], rows),
-        f"policy {rule}; on {point.n} {point.split} samples of {point.dataset}: "
-        f"{percent(point.accuracy)} of {percent(point.full_accuracy)} "
+        table(name, columns, rows),
+        f"promise: {point.promise}",
+        f"on {point.n} {point.split} samples of {point.dataset}: accuracy "
+        f"{percent(point.accuracy)}, full model {percent(point.full_accuracy)} "
         f"({-point.drop:+.2f} ± {1.96 * point.drop_error:.2f} points)",
         f"speed-up: layers {times(point.speedup_layers)}, MACs {times(point.speedup_macs)}{time}; "
         f"cost {point.cost_share:.3f} of the full model's {point.costs.unit}",

@@ -13,7 +13,6 @@ from offramp.cli.terminal import AsJson, bars, duration, emit, say, show
 from offramp.errors import OfframpError
 
 RECIPE = Path(__file__).with_name("demo.yaml")
-MAX_DROP = 0.5
 BATCH_SIZES = (1, 64)
 IMAGES, ROUNDS = 256, 5
 
@@ -36,7 +35,7 @@ def demo(
     Example: [bold]offramp demo[/]
     """
     from offramp.cli.bench import bench_run
-    from offramp.cli.demo_summary import fastest_exit, summarise, summary
+    from offramp.cli.demo_summary import MAX_DROP, fastest_exit, summarise, summary
     from offramp.report import write_report
     from offramp.runs import calibrate_run, evaluate_run, train_run
     from offramp.training.run_config import load_run_config
@@ -68,7 +67,7 @@ def demo(
     if as_json:
         emit(found)
     else:
-        show(*summary(found))
+        show(*summary(run, found))
 
 
 @contextmanager

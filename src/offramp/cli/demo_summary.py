@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.cli.terminal import percent, table, times
+from offramp.cli.terminal import table
 
 if TYPE_CHECKING:
     from offramp.calibration import OperatingPoint, Records
     from offramp.runs import RunFolder
 
 Found = dict[str, Any]
+MAX_DROP = 0.5
 
 
 def fastest_exit(
@@ -31,55 +32,16 @@ def summarise(
     run: "RunFolder", name: str, result: Found, timed: Found, first: Found, report: Path
 ) -> Found:
     """Everything the demo shows, as one JSON-able document."""
-    point, entry = result["points"][name], timed["results"][0]
-    exits = result["exits"]
-    chosen = run.point(name)[1]
-    records = run.records("test", progress=False)
-    rows = [
-        _row(f"full model ({len(run.model.chain)} blocks)", exits[-1] | {"layers": 1, "macs": 1}),
-        _row(
-            f"point {name}",
-            {
-                "accuracy": point["accuracy"],
-                "layers": point["speedup_layers"],
-                "macs": point["speedup_macs"],
-            },
-            entry,
-        ),
-        _row(f"fastest exit ({exits[0]['name']})", exits[0], first),
-    ]
+    point = result["points"][name]
     return {
         "run": str(run.path),
         "report": str(report),
         "point": name,
-        "plain_accuracy": result["plain"]["accuracy"] if result["plain"] else None,
-        "rows": rows,
-        "samples": result["samples"],
-        "drop": point["drop"],
-        "drop_interval": point["drop_interval"],
-        "kept": point["kept"],
-        "verdict": point["verdict"],
-        "exits": [
-            {
-                "name": exit["name"],
-                "active": k == len(exits) - 1 or k in chosen.active,
-                "accuracy": exit["accuracy"],
-                "share": point["exit_share"][k],
-                "leaver_accuracy": point["leaver_accuracy"][k],
-            }
-            for k, exit in enumerate(exits)
-        ],
-        "by_digits": by_digits(run, chosen, records),
-        "engine": entry["engine"],
-        "hardware": entry["environment"]["hardware"],
-    }
-
-
-def _row(name: str, exit: Found, bench: Found | None = None) -> Found:
-    row = {"name": name, **{key: exit[key] for key in ("accuracy", "layers", "macs")}}
-    # the full model is what the others are timed against
-    return row | {
-        "time": {str(b["batch_size"]): b["speedup_time"] for b in bench["batches"]} if bench else {}
+        **{key: point[key] for key in ("kept", "drop", "drop_interval", "verdict")},
+        "by_digits": by_digits(run, run.point(name)[1], run.records("test", progress=False)),
+        "evaluation": result,
+        "benchmark": timed,
+        "fastest": first["batches"],
     }
 
 
@@ -112,46 +74,25 @@ def by_digits(run: "RunFolder", point: "OperatingPoint", records: "Records") -> 
     return found
 
 
-def summary(found: Found) -> list[Any]:
+def summary(run: "RunFolder", found: Found) -> list[Any]:
     """The closing tables and sentences."""
-    sizes = list(found["rows"][1]["time"])
-    columns = ["", "accuracy", "layers", "MACs", *(f"time, batch {size}" for size in sizes)]
-    rows = [
-        (
-            row["name"],
-            percent(row["accuracy"]),
-            times(row["layers"]),
-            times(row["macs"]),
-            *(times(row["time"].get(size, 1.0)) for size in sizes),
-        )
-        for row in found["rows"]
-    ]
-    leaving = [
-        (
-            exit["name"],
-            percent(exit["accuracy"]),
-            percent(100 * exit["share"], 1) if exit["active"] else "[dim]off[/]",
-            percent(exit["leaver_accuracy"]),
-        )
-        for exit in found["exits"]
-    ]
-    parts: list[Any] = [
+    from offramp.report.tables import point_table, summary_table
+
+    name, evaluation = found["point"], found["evaluation"]
+    tables: list[Any] = [
         "",
-        table(
-            f"Test split, {found['samples']} images; speed-up over the full model", columns, rows
-        ),
-        table(
-            "Where samples leave",
-            ["exit", "accuracy of all", "samples leaving", "accuracy of those"],
-            leaving,
-        ),
+        summary_table(evaluation, name, found["benchmark"], found["fastest"]),
+        point_table(name, run.point(name)[1], evaluation["points"][name]),
     ]
     if found["by_digits"]:
-        parts.append(_digits_table(found["by_digits"]))
-    return [*parts, *_sentences(found, sizes)]
+        tables.append(digits_table(found["by_digits"]))
+    return [*tables, *sentences(found)]
 
 
-def _digits_table(entries: list[Found]) -> Any:
+def digits_table(entries: list[Found]) -> Any:
+    """How deep images with one to four digits went."""
+    from offramp.report.tables import percent
+
     rows = [
         (
             str(entry["digits"]),
@@ -166,22 +107,17 @@ def _digits_table(entries: list[Found]) -> Any:
     return table("Harder images go deeper", columns, rows)
 
 
-def _sentences(found: Found, sizes: list[str]) -> list[str]:
+def sentences(found: Found) -> list[str]:
+    """What was lost, whether the promise was kept, what timed it, and where the report is."""
     low, high = found["drop_interval"]
-    said = [
+    entry = found["benchmark"]["results"][0]
+    hardware = entry["environment"]["hardware"]
+    kept = "[bold green]kept[/]" if found["kept"] else "[bold red]NOT kept[/]"
+    return [
         f"Lost against the full model: {found['drop']:.2f} points "
-        f"(95 % interval {low:+.2f} … {high:+.2f})."
+        f"(95 % interval {low:+.2f} … {high:+.2f}, "
+        f"{found['evaluation']['samples']} test images).",
+        f"The promise of at most {MAX_DROP:g} points is {kept}.",
+        f"Time: {entry['engine']} on {hardware['cpu']}, {hardware['threads']} threads, medians.",
+        f"Report: [bold]{found['report']}[/]",
     ]
-    if found["kept"]:
-        said.append("[bold green]The promise of at most 0.5 points is kept.[/]")
-    else:
-        said.append("[bold red]The promise of at most 0.5 points is NOT kept on the test split.[/]")
-    if found["plain_accuracy"] is not None:
-        plain = percent(found["plain_accuracy"])
-        said.append(f"The plain model, trained on its own before it got exits: {plain}.")
-    hardware = found["hardware"]
-    said.append(
-        f"Time: {found['engine']} on {hardware['cpu']}, {hardware['threads']} threads, medians."
-    )
-    said.append(f"Report: [bold]{found['report']}[/]")
-    return said

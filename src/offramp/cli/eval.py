@@ -4,17 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from offramp.cli.terminal import (
-    AsJson,
-    Run,
-    bars,
-    emit,
-    percent,
-    points,
-    show,
-    table,
-    times,
-)
+from offramp.cli.terminal import AsJson, Run, bars, emit, show, table
 
 
 def evaluate(
@@ -28,6 +18,7 @@ def evaluate(
 
     Example: [bold]offramp eval runs/demo[/]
     """
+    from offramp.report.tables import exits_table
     from offramp.runs import RunFolder, evaluate_run
 
     result = evaluate_run(RunFolder(run).check(), split=split, progress=bars(as_json))
@@ -35,34 +26,23 @@ def evaluate(
         emit(result)
         return
     show(exits_table(result))
-    if result["plain"]:
-        plain = percent(result["plain"]["accuracy"])
-        show(f"The plain backbone, trained on its own first: {plain}.")
     if not result["points"]:
         show(f"No operating point yet: offramp calibrate {run} --max-drop 0.5")
         return
-    show("", points_table(result["points"]))
+    show(points_table(result["points"]))
     for name, found in result["points"].items():
         show(f"[bold]{name}[/]: {found['verdict']}.")
 
 
-def exits_table(result: dict[str, Any]) -> Any:
-    """What every exit would give if all samples left there."""
-    title = f"{result['dataset']}, {result['split']} split, {result['samples']} samples"
-    rows = [
-        (exit["name"], percent(exit["accuracy"]), times(exit["layers"]), times(exit["macs"]))
-        for exit in result["exits"]
-    ]
-    return table(title, ["everything leaves at", "accuracy", "layers", "MACs"], rows)
-
-
 def points_table(found: dict[str, dict[str, Any]]) -> Any:
     """Operating points, each against the full model on the same samples."""
+    from offramp.report.tables import percent, times
+
     rows = [
         (
             name,
             percent(point["accuracy"]),
-            points(-point["drop"]),
+            f"{-point['drop']:+.2f}",
             times(point["speedup_layers"]),
             times(point["speedup_macs"]),
             "kept" if point["kept"] else "[bold red]NOT kept[/]",

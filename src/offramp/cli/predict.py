@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.terminal import AsJson, Run, emit, percent, show, table
+from offramp.cli.terminal import AsJson, Run, emit, show, table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +29,7 @@ def predict(
     Example: [bold]offramp predict runs/demo photo.png --point confidence-max-drop-0.5[/]
     """
     from offramp.data import eval_transform, read_image
+    from offramp.report.tables import percent
     from offramp.runs import RunFolder
 
     folder = RunFolder(run).check()

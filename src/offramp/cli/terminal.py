@@ -55,7 +55,7 @@ def working(text: str, as_json: bool) -> Iterator[None]:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
-    """A table; columns are words, set right except the first one and those that end in ``<``."""
+    """A table; columns are set right except the first one and those that end in ``<``."""
     from rich import box
     from rich.table import Table
 
@@ -66,19 +66,6 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for row in rows:
         made.add_row(*row)
     return made
-
-
-def percent(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f} %"
-
-
-def times(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}×"
-
-
-def points(value: float) -> str:
-    """Percentage points with their sign."""
-    return f"{value:+.2f}"
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from offramp.cli.terminal import AsJson, bars, duration, emit, percent, show, table
+from offramp.cli.terminal import AsJson, bars, duration, emit, show, table
+from offramp.errors import OfframpError
 
 UNFINISHED = 3
 
@@ -35,6 +36,8 @@ def train(
 
     config = load_run_config(recipe, overrides or [])
     folder = runs / config.name
+    if config.name == ".." or folder.parent != runs:
+        raise OfframpError(f"name = {config.name!r}: a plain name, the run goes to {runs}/NAME")
     try:
         run = train_run(config, folder, resume=resume, minutes=minutes, progress=bars(as_json))
     except OutOfTimeError:
@@ -57,6 +60,8 @@ def train(
 
 def validation_table(entry: dict[str, Any]) -> Any:
     """Accuracy of every exit on the validation split, from a line of ``metrics.jsonl``."""
+    from offramp.report.tables import percent
+
     title = f"Validation after stage {entry['stage']}"
     rows = [(name, percent(value)) for name, value in entry["validation"].items()]
     return table(title, ["exit", "accuracy"], rows)

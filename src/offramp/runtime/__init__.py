@@ -1,1 +1,18 @@
 """Runtime: segments executed fast, so that saved arithmetic is saved time."""
+
+from offramp.runtime.benchmark import BatchBench, BenchResult, bench
+from offramp.runtime.engines import ENGINES, Engine, register_engine
+from offramp.runtime.prediction import Prediction
+from offramp.runtime.runner import Runner, compile_runner
+
+__all__ = [
+    "ENGINES",
+    "BatchBench",
+    "BenchResult",
+    "Engine",
+    "Prediction",
+    "Runner",
+    "bench",
+    "compile_runner",
+    "register_engine",
+]

@@ -21,7 +21,7 @@ class TorchEngine(Engine):
 
     Modules are copied, weights are shared where the device stays: a runner keeps evaluation mode
     whatever happens to the model, and costs no second set of weights. Compile again after
-    training: folded heads do not follow weights that change.
+    training or moving the model: folded heads do not follow weights that change.
     """
 
     name = "torch"
@@ -47,7 +47,7 @@ def _tensors(module: nn.Module) -> dict[int, Tensor]:
 def _drop_idle(module: nn.Module) -> None:
     """Take out what does nothing in evaluation mode: identities, dropout, drop path.
 
-    timm's ViT makes eleven such module calls per block, about 1 % of DeiT-tiny's time at batch 1.
+    timm's ViT makes eleven such calls per block, a few percent of DeiT-tiny's time at batch 1.
     """
     for parent in list(module.modules()):
         if isinstance(parent, nn.Sequential | nn.ModuleList):

@@ -1,0 +1,115 @@
+"""The images that leave first and those that go to the end."""
+
+import base64
+import io
+from dataclasses import dataclass
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from offramp.errors import OfframpError
+from offramp.report.findings import Chosen, Findings
+
+SIDE = 96  # pixels; smaller images are shown pixel by pixel
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """One image with what was said about it."""
+
+    source: str
+    pixelated: bool
+    label: str
+    prediction: str
+    right: bool
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Images that left at one exit."""
+
+    title: str
+    images: list[Thumbnail]
+
+
+def shelves(findings: Findings, chosen: Chosen, *, count: int = 8) -> list[Shelf]:
+    """The surest leavers of the first exit, and the least sure of those who go deepest.
+
+    Empty where the images are not on this machine.
+    """
+    used = chosen.decisions.exit.unique().tolist()
+    if findings.samples is None or len(used) < 2:
+        return []
+    first, last = used[0], used[-1]
+    confidence, names = findings.records.confidence, findings.exit_names
+    # what sent them on is what the last exit before said, not what the end says
+    before = max((k for k in chosen.point.active if k < last), default=last)
+    sure = _rows(chosen, first, -confidence[:, first], count)
+    unsure = _rows(chosen, last, confidence[:, before], count)
+    end = "the end" if last == len(names) - 1 else names[last]
+    try:
+        found = [
+            Shelf(f"First: surest at {names[first]}", _thumbnails(findings, chosen, sure)),
+            Shelf(f"Last: least sure before {end}", _thumbnails(findings, chosen, unsure)),
+        ]
+    except OfframpError:  # a file that has gone since
+        return []
+    return found if all(shelf.images for shelf in found) else []
+
+
+def _rows(chosen: Chosen, k: int, order: torch.Tensor, count: int) -> list[int]:
+    leavers = (chosen.decisions.exit == k).nonzero()[:, 0]
+    rows: list[int] = leavers[order[leavers].argsort(stable=True)][:count].tolist()
+    return rows
+
+
+def _thumbnails(findings: Findings, chosen: Chosen, rows: list[int]) -> list[Thumbnail]:
+    records, split = findings.records, findings.samples
+    classes = findings.run.model.labels or findings.run.data.classes
+    made = []
+    for row in rows:
+        place = findings.positions.get(int(records.ids[row]))
+        if split is None or place is None:
+            continue
+        image, label, _ = split[place]
+        said, k = int(chosen.decisions.prediction[row]), int(chosen.decisions.exit[row])
+        made.append(
+            Thumbnail(
+                source=_embedded(image),
+                pixelated=max(image.size) < SIDE,
+                label=classes[label],
+                prediction=classes[said],
+                right=said == label,
+                confidence=float(records.confidence[row, k]),
+            )
+        )
+    return made
+
+
+def _embedded(image: Image.Image) -> str:
+    image = image.copy()
+    image.thumbnail((2 * SIDE, 2 * SIDE))
+    data = io.BytesIO()
+    image.save(data, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def plot_shelves(found: list[Shelf]) -> Figure:
+    """The shelves as one picture, a row each."""
+    columns = max(len(shelf.images) for shelf in found)
+    made = Figure(figsize=(1.15 * columns, 1.75 * len(found)), layout="constrained")
+    rows = made.subfigures(len(found), 1, squeeze=False)[:, 0]
+    for row, shelf in zip(rows, found, strict=True):
+        row.suptitle(shelf.title, fontsize=10, x=0.01, ha="left", fontweight="bold")
+        for axis, image in zip(row.subplots(1, columns), shelf.images, strict=False):
+            data = base64.b64decode(image.source.partition(",")[2])
+            axis.imshow(Image.open(io.BytesIO(data)), interpolation="none")
+            mark = "" if image.right else f" ({image.label})"
+            axis.set_title(
+                f"{image.prediction}{mark}", fontsize=8.5, loc="left", pad=3, fontweight="normal"
+            )
+        for axis in row.axes:
+            axis.axis("off")
+    return made
