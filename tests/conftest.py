@@ -9,6 +9,7 @@ from tiny import tiny_model
 
 vision_cure.ensure()
 
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)

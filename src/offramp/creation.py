@@ -75,6 +75,7 @@ def create(
     config = ModelConfig(
         backbone=name,
         backbone_args=arguments,
+        external=not isinstance(backbone, str),
         num_classes=links.num_classes,
         exits=sorted(specs, key=lambda spec: spec.after),
         preprocessing=preprocessing or preprocessing_of(module, links.image_size),

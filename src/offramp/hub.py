@@ -102,6 +102,10 @@ class HubModel(nn.Module, ModelHubMixin, library_name="offramp", tags=["early-ex
         from offramp.backbones import build_backbone
 
         config = read_config(folder)
+        if config.external and backbone is None:
+            raise OfframpError(
+                f"{folder}: its backbone was given as an object; load it with backbone=…"
+            )
         tensors = read_tensors(folder / WEIGHTS)
         module = backbone or build_backbone(
             config.backbone, num_classes=config.num_classes, arguments=config.backbone_args

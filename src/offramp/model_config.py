@@ -28,6 +28,9 @@ class ModelConfig(BaseModel):
     backbone_args: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of timm.create_model"
     )
+    external: bool = Field(
+        default=False, description="the backbone was given as an object, not built by name"
+    )
     num_classes: int = Field(gt=0)
     exits: list[ExitSpec]
     preprocessing: Preprocessing

@@ -47,7 +47,7 @@ def demo(
     with _step("train the plain model, then both stages with exits", as_json):
         run = train_run(config, folder, progress=progress)
     with _step(f"calibrate: at most {MAX_DROP:g} points lost", as_json):
-        name, _ = calibrate_run(run, max_drop=MAX_DROP, progress=progress)
+        name, _ = calibrate_run(run, max_drop=MAX_DROP, name="chosen", progress=progress)
     with _step("evaluate on the test split", as_json):
         result = evaluate_run(run, split="test", progress=progress)
     with _step("time it next to the unmodified model", as_json):

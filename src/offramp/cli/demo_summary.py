@@ -114,7 +114,7 @@ def sentences(found: Found) -> list[str]:
     hardware = entry["environment"]["hardware"]
     kept = "[bold green]kept[/]" if found["kept"] else "[bold red]NOT kept[/]"
     return [
-        f"Lost against the full model: {found['drop']:.2f} points "
+        f"Lost against the full model: {found['drop']:+.2f} points "
         f"(95 % interval {low:+.2f} … {high:+.2f}, "
         f"{found['evaluation']['samples']} test images).",
         f"The promise of at most {MAX_DROP:g} points is {kept}.",
