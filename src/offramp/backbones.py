@@ -38,6 +38,9 @@ def build_backbone(
     if ":" not in name and not timm.is_model(name):
         raise OfframpError(suggest("model", name, _near(name, timm.list_models())))
     options: dict[str, Any] = dict(arguments or {})
+    for taken in ("num_classes", "pretrained"):
+        if taken in options:
+            raise OfframpError(f"backbone_args.{taken}: give {taken} itself, not as an argument")
     if num_classes is not None:
         options["num_classes"] = num_classes
     if image_size is not None:

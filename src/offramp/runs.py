@@ -150,6 +150,7 @@ def train_run(
         minutes=minutes,
     )
     trainer = Trainer(model, config.recipe, data, folder.path, options)
+    trainer.check(resume=resume)
     write_atomic(folder.path / RECIPE, yaml.safe_dump(config.dump(), sort_keys=False))
     trainer.train(resume=resume)
     if trainer.accelerator.is_main_process:
@@ -165,6 +166,7 @@ def calibrate_run(
     policy: str = "confidence",
     max_drop: float | None = None,
     max_cost: float | None = None,
+    certainty: float | None = None,
     times: CostTable | None = None,
     name: str | None = None,
     split: str = "calibration",
@@ -176,6 +178,7 @@ def calibrate_run(
         policy: registered policy.
         max_drop: percentage points of accuracy that may be lost against the full model.
         max_cost: share of the full model's cost that may be spent.
+        certainty: for ``max_drop``, how sure to be, as for `offramp.calibrate`.
         times: a latency table; then the cost is measured time instead of MACs.
         name: the point's name; by default made from policy and target.
     """
@@ -185,6 +188,7 @@ def calibrate_run(
         policy=policy,
         max_drop=max_drop,
         max_cost=max_cost,
+        certainty=certainty,
         costs=times or run.costs,
         macs=run.costs,
     )

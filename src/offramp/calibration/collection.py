@@ -34,14 +34,18 @@ def collect(
         limit: at most this many samples, drawn without regard to their order.
 
     Raises:
-        OfframpError: the split is empty, or an exit's logits are not finite.
+        OfframpError: the split is empty or of other classes, or an exit's logits not finite.
     """
     from offramp.costs.macs import model_costs
     from offramp.data import batches, open_dataset
 
     source = open_dataset(data) if isinstance(data, str) else data
-    samples = source.split(split)
-    samples = samples.limited(limit)
+    classes = model.config.num_classes
+    if source.num_classes != classes:
+        raise OfframpError(
+            f"{source.name} has {source.num_classes} classes, but the model has {classes}"
+        )
+    samples = source.split(split).limited(limit)
     meta = records_meta(model, dataset=source.name, split=split, costs=model_costs(model))
     stream = batches(samples, batch_size=batch_size, preprocessing=model.preprocessing)
     return record(model, stream, meta=meta, count=len(samples), progress=progress)

@@ -40,7 +40,7 @@ class ViTChain(Chain):
                 "(build it with img_size=… or dynamic_img_size=True)"
             )
         self.image_size = (int(size[0]), int(size[1]))
-        self.in_chans = int(embed.proj.weight.shape[1]) if hasattr(embed, "proj") else 3
+        self.in_chans = next(m.in_channels for m in embed.modules() if isinstance(m, nn.Conv2d))
         self.num_classes = int(model.num_classes)
         rows, columns = embed.dynamic_feat_size(self.image_size)
         self.grid = (int(rows), int(columns))
@@ -94,7 +94,7 @@ def _is_vit(model: nn.Module) -> bool:
     vision_cure.ensure()
     from timm.models.vision_transformer import VisionTransformer
 
-    return isinstance(model, VisionTransformer)
+    return isinstance(model, VisionTransformer) and hasattr(model.patch_embed, "dynamic_feat_size")
 
 
 FAMILIES.register("vit")(

@@ -72,6 +72,7 @@ def bench_run(
 ) -> dict[str, Any]:
     """Measure and write ``benchmark.json``: ``{"point": name, "results": [one per engine]}``."""
     from offramp.cli.images import real_images
+    from offramp.costs import latency_table
     from offramp.files import write_json
 
     name, chosen = run.point(point)
@@ -86,7 +87,12 @@ def bench_run(
         measure(run, pictures, sizes, rounds, progress=progress, point=chosen, engine=engine)
         for engine in engines
     ]
-    result = {"point": name, "results": [entry.model_dump(mode="json") for entry in results]}
+    tables = latency_table(run.model, pictures, sizes)
+    result = {
+        "point": name,
+        "results": [entry.model_dump(mode="json") for entry in results],
+        "latency": {str(size): table.model_dump(mode="json") for size, table in tables.items()},
+    }
     write_json(run.path / BENCHMARK, result)
     return result
 

@@ -33,6 +33,10 @@ def calibrate(
     max_cost: Annotated[
         float | None, typer.Option(help="Share of the full model's cost it may take: 0.5")
     ] = None,
+    certainty: Annotated[
+        float | None,
+        typer.Option(help="With --max-drop: how sure to be of it on other samples: 0.9"),
+    ] = None,
     policy: Annotated[str, typer.Option(help="See offramp list policies.")] = "confidence",
     cost: Annotated[Cost, typer.Option(help="Search on MACs or on time measured here.")] = (
         Cost.macs
@@ -61,6 +65,7 @@ def calibrate(
         policy=policy,
         max_drop=max_drop,
         max_cost=max_cost,
+        certainty=certainty,
         times=_latencies(folder, batch_size, as_json) if cost is Cost.time else None,
         name=name,
         split=split,

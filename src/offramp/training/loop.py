@@ -10,11 +10,12 @@ from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
 from offramp.training.checkpoint import (
     CHECKPOINT,
+    Position,
     read_position,
 )
 from offramp.training.metrics import MetricsLog
 from offramp.training.recipe import Recipe
-from offramp.training.stage_run import StageRun
+from offramp.training.stage_run import StageRun, steps_per_epoch
 
 PLAIN = "plain-backbone.safetensors"
 Sums = dict[str, tuple[float, int]]
@@ -66,13 +67,8 @@ class Trainer:
         self.started = time.monotonic()
         self.before = 0.0
 
-    def train(self, *, resume: bool = False) -> MultiExitModel:
-        """Run every stage; with ``resume`` go on from the folder's checkpoint if there is one.
-
-        Raises:
-            OfframpError: when the checkpoint belongs to another recipe, or there is an unfinished
-                run in the folder and ``resume`` is off.
-        """
+    def check(self, *, resume: bool = False) -> Position | None:
+        """Where to go on; raises `OfframpError`, before anything is written, if it cannot run."""
         position = read_position(self.run)
         if position is not None and not resume:
             raise OfframpError(
@@ -80,6 +76,20 @@ class Trainer:
             )
         if position is not None and position.recipe != self.identity:
             raise OfframpError(f"{self.run / CHECKPOINT} was written by another recipe")
+        for stage in self.stages:
+            if stage.settings.epochs:
+                split = self.data.split("train")
+                steps_per_epoch(stage, split, self.accelerator.num_processes)
+        return position
+
+    def train(self, *, resume: bool = False) -> MultiExitModel:
+        """Run every stage; with ``resume`` go on from the folder's checkpoint if there is one.
+
+        Raises:
+            OfframpError: when the checkpoint belongs to another recipe, or there is an unfinished
+                run in the folder and ``resume`` is off.
+        """
+        position = self.check(resume=resume)
         self.run.mkdir(parents=True, exist_ok=True)
         self.before = position.seconds if position else 0.0
         log = MetricsLog(self.run, (position.stage, position.step) if position else None)

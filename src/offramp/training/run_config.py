@@ -3,10 +3,19 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from offramp.creation import create
 from offramp.errors import OfframpError
@@ -49,14 +58,20 @@ class DataSection(BaseModel):
     limit: int | None = Field(default=None, gt=0, description="at most so many samples a split")
 
 
+_SECTION, _LIST = "<layout>", "<list>"  # how pydantic names the two forms in its errors
+
+
 class RunConfig(BaseModel):
     """Everything a run needs; the YAML file mirrors it key by key."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w.-]*$", description="the run's folder")
     model: ModelSection
-    exits: ExitsSection | list[ExitSpec] = Field(default_factory=ExitsSection)
+    exits: Annotated[
+        Annotated[ExitsSection, Tag(_SECTION)] | Annotated[list[ExitSpec], Tag(_LIST)],
+        Discriminator(lambda given: _LIST if isinstance(given, list) else _SECTION),
+    ] = Field(default_factory=ExitsSection)
     data: DataSection
     recipe: SerializeAsAny[Recipe]
     seed: int = 0
@@ -127,7 +142,10 @@ def load_run_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfi
             place = place.setdefault(parent, {}) if isinstance(place, dict) else None
             if not isinstance(place, dict):
                 raise OfframpError(f"override {key!r}: {parent!r} holds no keys")
-        place[leaf] = yaml.safe_load(text)
+        try:
+            place[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise OfframpError(f"override {key!r}: {text!r} is not valid YAML") from None
     try:
         return validated(RunConfig, values, "")
     except OfframpError as error:
@@ -140,7 +158,7 @@ def validated(kind: type[BaseModel], values: Any, prefix: str) -> Any:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        path = [str(part) for part in first["loc"]]
+        path = [str(part) for part in first["loc"] if part not in (_SECTION, _LIST)]
         key = prefix + ".".join(path)
         if first["type"] == "extra_forbidden":
             known = _keys_at(kind, path[:-1])

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from offramp.data import Augment, Batch, Split, batches, mix
 from offramp.data.randomness import sample_keys, seed_globals
-from offramp.errors import OfframpError
+from offramp.errors import OfframpError, suggest
 from offramp.files import write_tensors
 from offramp.model import MultiExitModel
 from offramp.training.checkpoint import (
@@ -46,15 +47,9 @@ class StageRun:
         self.model, self.options = trainer.model, trainer.options
         self.train_split = trainer.data.split("train")
         settings = stage.settings
-        if stage.fixed_images:
-            _refuse_changing_images(stage, self.train_split)
-        world = trainer.accelerator.num_processes
-        self.steps_per_epoch = len(self.train_split) // (settings.batch_size * world)
-        if self.steps_per_epoch == 0:
-            raise OfframpError(
-                f"stage {stage.name}: batch_size = {settings.batch_size} on {world} device(s), but "
-                f"the train split has {len(self.train_split)} samples"
-            )
+        self.steps_per_epoch = steps_per_epoch(
+            stage, self.train_split, trainer.accelerator.num_processes
+        )
         self.total = self.steps_per_epoch * settings.epochs
         for part, module in (("backbone", self.model.backbone), ("exits", self.model.exits)):
             module.requires_grad_(part in stage.trains)
@@ -252,8 +247,28 @@ class StageRun:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
             disable=not (self.options.progress and self.trainer.accelerator.is_main_process),
         )
+
+
+def steps_per_epoch(stage: Stage, split: Split, world: int) -> int:
+    """Optimizer steps in one epoch; raises `OfframpError` where the stage cannot run at all."""
+    from timm.optim import list_optimizers
+
+    settings = stage.settings
+    if stage.fixed_images:
+        _refuse_changing_images(stage, split)
+    if settings.optimizer not in list_optimizers():
+        raise OfframpError(
+            f"stage {stage.name}: {suggest('optimizer', settings.optimizer, list_optimizers())}"
+        )
+    if len(split) < settings.batch_size * world:
+        raise OfframpError(
+            f"stage {stage.name}: batch_size = {settings.batch_size} on {world} device(s), but "
+            f"the train split has {len(split)} samples"
+        )
+    return len(split) // (settings.batch_size * world)
 
 
 def _refuse_changing_images(stage: Stage, split: Split) -> None:

@@ -1,0 +1,124 @@
+"""Accuracy against layers and MACs of trained runs, on the test split.
+
+    python benchmarks/early_exit.py runs/A runs/B --results-file benchmarks/results/NAME.json
+
+Thresholds are chosen on the calibration split, every number is measured on the test split: the
+whole front, the speed-up at fixed losses, the loss at fixed layer speed-ups, who leaves where.
+``shared`` is the usual way in papers: one confidence threshold for all exits, swept on the test
+split itself, which is kind to it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offramp.calibration import Records, calibrate, evaluate
+from offramp.calibration.choice import block_costs
+from offramp.calibration.replay import replay
+from offramp.costs import CostTable, describe_environment
+from offramp.errors import OfframpError
+from offramp.files import write_json
+from offramp.policies import Confidence
+from offramp.runs import RunFolder, evaluate_run
+
+sys.path.insert(0, str(Path(__file__).parent))
+from compaction import commit
+
+LOSSES = (0.5, 1.0, 2.0, 4.0)
+SPEEDUPS = (1.5, 1.87)
+THRESHOLDS = np.linspace(0.2, 0.999, 81)
+
+
+def measure(path: Path, reference: float | None) -> dict[str, Any]:
+    """Everything about one run; losses are against its own final exit and, if given, another."""
+    run = RunFolder(path).check()
+    chosen, test, costs = run.records("calibration"), run.records("test"), run.costs
+    blocks = block_costs(chosen)
+    full = 100 * test.accuracy[-1]
+    point = calibrate(chosen, max_drop=max(LOSSES), costs=costs, macs=costs)
+    front = [_row(evaluate(point.model_copy(update=p.model_dump()), test)) for p in point.front]
+    return {
+        "run": run.config.name,
+        "seconds_of_training": run.metrics()[-1]["seconds"],
+        "samples": len(test),
+        "full_accuracy": full,
+        "reference_accuracy": reference,
+        "exits": evaluate_run(run)["exits"],
+        "macs": costs.model_dump(mode="json"),
+        "front": front,
+        "at_loss": {
+            f"{loss:g}": _row(evaluate(_calibrated(chosen, costs, max_drop=loss), test))
+            for loss in LOSSES
+        },
+        "at_layer_speedup": {
+            f"{ratio:g}": _row(evaluate(_calibrated(chosen, blocks, max_cost=1 / ratio), test))
+            for ratio in SPEEDUPS
+        },
+        "shared": _shared(test, costs),
+    }
+
+
+def _calibrated(records: Records, costs: CostTable, **target: float) -> Any:
+    return calibrate(records, costs=costs, **target)
+
+
+def _row(found: Any) -> dict[str, Any]:
+    return {
+        "accuracy": found.accuracy,
+        "drop": found.drop,
+        "drop_interval": list(found.drop_interval),
+        "layers": found.speedup_layers,
+        "macs": found.speedup_macs,
+        "exit_share": list(found.exit_share),
+    }
+
+
+def _shared(records: Records, costs: CostTable) -> list[dict[str, float]]:
+    """One threshold for every exit, each value replayed on the records."""
+    rows = []
+    depth = records.meta.blocks
+    for threshold in THRESHOLDS:
+        decisions = replay(Confidence.shared(float(threshold), records.num_exits), records)
+        right = (decisions.prediction == records.labels).double().mean().item()
+        share = decisions.exit_share
+        mean = sum(s * b for s, b in zip(share, records.meta.blocks_run, strict=True))
+        rows.append(
+            {
+                "threshold": float(threshold),
+                "drop": 100 * (records.accuracy[-1] - right),
+                "layers": depth / mean,
+                "macs": costs.speedup(share),
+            }
+        )
+    return rows
+
+
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    reference = None
+    if arguments.reference:
+        records = RunFolder(arguments.reference).check().records("test")
+        reference = 100 * records.accuracy[-1]
+    return {
+        "benchmark": "early_exit",
+        "command": "python benchmarks/early_exit.py " + " ".join(sys.argv[1:]),
+        "commit": commit(),
+        "environment": describe_environment(),
+        "runs": {run.name: measure(run, reference) for run in arguments.runs},
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("--reference", type=Path, help="run of the plain fine-tuned model")
+    parser.add_argument(
+        "--results-file", type=Path, default=Path("benchmarks/results/early_exit.json")
+    )
+    options = parser.parse_args()
+    try:
+        write_json(options.results_file, main(options))
+    except OfframpError as error:
+        sys.exit(f"{error}")
