@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.calibration import Records, calibrate, evaluate
+from offramp.calibration import OperatingPoint, Records, calibrate, evaluate
 from offramp.calibration.choice import block_costs
 from offramp.calibration.replay import replay
 from offramp.costs import CostTable, describe_environment
@@ -38,8 +38,8 @@ def measure(path: Path, reference: float | None) -> dict[str, Any]:
     chosen, test, costs = run.records("calibration"), run.records("test"), run.costs
     blocks = block_costs(chosen)
     full = 100 * test.accuracy[-1]
-    point = calibrate(chosen, max_drop=max(LOSSES), costs=costs, macs=costs)
-    front = [_row(evaluate(point.model_copy(update=p.model_dump()), test)) for p in point.front]
+    point = calibrate(chosen, max_drop=max(LOSSES), costs=costs)
+    front = [point.model_copy(update=setting.model_dump()) for setting in point.front]
     return {
         "run": run.config.name,
         "seconds_of_training": run.metrics()[-1]["seconds"],
@@ -48,30 +48,31 @@ def measure(path: Path, reference: float | None) -> dict[str, Any]:
         "reference_accuracy": reference,
         "exits": evaluate_run(run)["exits"],
         "macs": costs.model_dump(mode="json"),
-        "front": front,
+        "front": [_row(setting, test) for setting in front],
         "at_loss": {
-            f"{loss:g}": _row(evaluate(_calibrated(chosen, costs, max_drop=loss), test))
+            f"{loss:g}": _row(calibrate(chosen, costs=costs, max_drop=loss), test)
             for loss in LOSSES
         },
         "at_layer_speedup": {
-            f"{ratio:g}": _row(evaluate(_calibrated(chosen, blocks, max_cost=1 / ratio), test))
+            f"{ratio:g}": _row(
+                calibrate(chosen, costs=blocks, macs=costs, max_cost=1 / ratio), test
+            )
             for ratio in SPEEDUPS
         },
         "shared": _shared(test, costs),
     }
 
 
-def _calibrated(records: Records, costs: CostTable, **target: float) -> Any:
-    return calibrate(records, costs=costs, **target)
-
-
-def _row(found: Any) -> dict[str, Any]:
+def _row(point: OperatingPoint, test: Records) -> dict[str, Any]:
+    """A setting chosen on the calibration split, measured on the test split."""
+    found = evaluate(point, test)
     return {
         "accuracy": found.accuracy,
         "drop": found.drop,
         "drop_interval": list(found.drop_interval),
         "layers": found.speedup_layers,
         "macs": found.speedup_macs,
+        "active": list(point.active),
         "exit_share": list(found.exit_share),
     }
 

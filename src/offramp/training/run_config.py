@@ -66,7 +66,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    name: str = Field(pattern=r"^\w[\w.-]*$", description="the run's folder")
+    name: str = Field(description="the run's folder")
     model: ModelSection
     exits: Annotated[
         Annotated[ExitsSection, Tag(_SECTION)] | Annotated[list[ExitSpec], Tag(_LIST)],

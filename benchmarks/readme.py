@@ -1,0 +1,123 @@
+"""The README's picture and table, from committed results.
+
+    python benchmarks/readme.py
+
+Reads ``benchmarks/results/early_exit.json`` and ``compaction.json`` (the same LGViT run), writes
+``docs/tradeoff.png`` and the part of ``README.md`` between the two marks.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from offramp.costs import CostTable
+from offramp.files import write_atomic
+from offramp.report.style import figure, look, save_png, styled
+
+HOME = Path(__file__).parents[1]
+RESULTS = HOME / "benchmarks" / "results"
+BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
+BATCH = "8"
+Json = dict[str, Any]
+
+
+def main() -> None:
+    accuracy = json.loads((RESULTS / "early_exit.json").read_text(encoding="utf-8"))
+    timing = json.loads((RESULTS / "compaction.json").read_text(encoding="utf-8"))
+    lgvit = next(run for run in accuracy["runs"].values() if run["run"].endswith("lgvit"))
+    linear = next((r for r in accuracy["runs"].values() if r["run"].endswith("linear")), None)
+    table = CostTable.model_validate(timing["latency"][BATCH])
+    picture = HOME / "docs" / "tradeoff.png"
+    picture.parent.mkdir(exist_ok=True)
+    with styled("readme"):
+        save_png(draw(lgvit, linear, table), picture)
+    readme = HOME / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    write_atomic(
+        readme, before + BEGIN + "\n" + words(lgvit, linear, accuracy, timing) + END + after
+    )
+
+
+def draw(lgvit: Json, linear: Json | None, table: CostTable) -> Any:
+    """Accuracy over the three speed-ups: LGViT's front, the baseline's, and each static exit."""
+    colours = look(len(lgvit["exits"]))
+    made, axes = figure(12, 4.6, 3, sharey=True, pad=0.1)
+    full = lgvit["full_accuracy"]
+    for axis, key in zip(axes, ("layers", "macs", "time"), strict=True):
+        titles = {"layers": "Layers", "macs": "MACs", "time": f"Time, batch {BATCH}"}
+        axis.set_title(titles[key])
+        axis.set_xlabel("speed-up")
+        axis.grid(axis="y")
+        axis.axhline(full, color=colours.muted, lw=0.8, ls=(0, (2, 3)))
+        if linear is not None and key != "time":
+            rows = sorted(linear["front"], key=lambda row: row[key])
+            xs, ys = [row[key] for row in rows], [row["accuracy"] for row in rows]
+            axis.plot(xs, ys, color=colours.muted, ls=(0, (4, 1.5)), lw=1.3, label="linear exits")
+        rows = sorted(lgvit["front"], key=lambda row: speedup(row, key, table))
+        xs, ys = [speedup(row, key, table) for row in rows], [row["accuracy"] for row in rows]
+        axis.plot(xs, ys, color=colours.accent, lw=1.8, label="LGViT exits")
+        axis.plot(1, full, "s", ms=6, color=colours.ink, label="full model")
+        axis.set_xlim(0.95, 2.6)
+        axis.set_ylim(full - 14, full + 1.5)
+    axes[0].set_ylabel("CIFAR-100 test accuracy, %")
+    handles, labels = axes[0].get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return made
+
+
+def speedup(row: Json, key: str, table: CostTable) -> float:
+    if key != "time":
+        return float(row[key])
+    return table.speedup(row["exit_share"], row["active"])
+
+
+def words(lgvit: Json, linear: Json | None, accuracy: Json, timing: Json) -> str:
+    """The measured section as Markdown."""
+    hardware = accuracy["environment"]["hardware"]
+    table = CostTable.model_validate(timing["latency"][BATCH])
+    lines = [
+        f"DeiT-tiny at 112 px on CIFAR-100, {lgvit['samples']} test images, thresholds chosen on a "
+        f"calibration split ({hardware['cpu']}, {hardware['threads']} threads, "
+        f"{lgvit['seconds_of_training'] / 60:.0f} minutes of training). Final exit: "
+        f"{lgvit['full_accuracy']:.2f} %"
+        + (
+            f"; the plain model, fine-tuned alone: {lgvit['reference_accuracy']:.2f} %."
+            if lgvit["reference_accuracy"] is not None
+            else "."
+        ),
+        "",
+        "| promised loss | lost | layers | MACs | time, batch "
+        + BATCH
+        + " |"
+        + (" linear exits: lost | layers |" if linear else ""),
+        "|---|---|---|---|---|" + ("---|---|" if linear else ""),
+    ]
+    for loss, row in lgvit["at_loss"].items():
+        cells = [
+            f"{loss} points",
+            f"{row['drop']:.2f}",
+            f"{row['layers']:.2f}×",
+            f"{row['macs']:.2f}×",
+            f"{speedup(row, 'time', table):.2f}×",
+        ]
+        if linear:
+            other = linear["at_loss"][loss]
+            cells += [f"{other['drop']:.2f}", f"{other['layers']:.2f}×"]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "Does compaction pay? Measured against the unmodified model in the same run:", ""]
+    lines += ["| batch | layers | MACs | time | time ÷ MACs | no exit ever: time ÷ unmodified |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for point in timing["points"].values():
+        for row in point["batches"]:
+            lines.append(
+                f"| {row['batch_size']} | {row['speedup_layers']:.2f}× | "
+                f"{row['speedup_macs']:.2f}× | {row['speedup_time']:.2f}× | "
+                f"{row['efficiency']:.2f} | {row['no_exit_overhead']:.3f} |"
+            )
+    return "\n".join(lines) + "\n\nFiles: `benchmarks/results/`, commands inside.\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
