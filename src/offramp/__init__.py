@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from offramp.errors import OfframpError
     from offramp.exits import ExitSpec, register_exit
     from offramp.fitting import fit
-    from offramp.hub import load
-    from offramp.model import MultiExitModel
+    from offramp.model import MultiExitModel, load
     from offramp.policies import register_policy
     from offramp.runtime import Runner
     from offramp.runtime import compile_runner as compile
@@ -39,7 +38,7 @@ _HOMES = {
     "create": "creation",
     "evaluate": "calibration",
     "fit": "fitting",
-    "load": "hub",
+    "load": "model",
     "open_dataset": "data",
     "register_exit": "exits",
     "register_policy": "policies",

@@ -7,7 +7,8 @@ from typing import Any
 from offramp.data import DataSource, open_dataset
 from offramp.model import MultiExitModel
 from offramp.training import RECIPES, Recipe
-from offramp.training.loop import LoopOptions, Trainer
+from offramp.training.context import LoopOptions
+from offramp.training.loop import Trainer
 from offramp.training.run_config import validated
 
 

@@ -1,7 +1,7 @@
 """Saving, loading and publishing a multi-exit model: safetensors, config.json and a model card."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import yaml
 from huggingface_hub import ModelHubMixin, hf_hub_download
@@ -14,9 +14,6 @@ from offramp.files import read_json, read_tensors, write_atomic, write_json, wri
 from offramp.model_card import model_card
 from offramp.model_config import ModelConfig
 from offramp.version import __version__
-
-if TYPE_CHECKING:
-    from offramp.model import MultiExitModel
 
 WEIGHTS, CONFIG, CARD, RECIPE, POINTS = (
     "model.safetensors",
@@ -168,10 +165,3 @@ def _fetch(name: str, options: dict[str, Any]) -> Path:
         except (EntryNotFoundError, LocalEntryNotFoundError):
             continue
     return Path(path).parent
-
-
-def load(path: str | Path, **options: Any) -> "MultiExitModel":
-    """Load a multi-exit model from a folder or the Hub (`HubModel.from_pretrained`)."""
-    from offramp.model import MultiExitModel
-
-    return MultiExitModel.from_pretrained(path, **options)

@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -144,3 +145,8 @@ class MultiExitModel(HubModel):
             "backbone": sum(p.numel() for p in self.backbone.parameters()),
             "exits": sum(p.numel() for p in self.exits.parameters()),
         }
+
+
+def load(path: str | Path, **options: Any) -> MultiExitModel:
+    """Load a multi-exit model from a folder or the Hub (`HubModel.from_pretrained`)."""
+    return MultiExitModel.from_pretrained(path, **options)

@@ -18,7 +18,8 @@ from offramp.files import read_json, read_tensors, write_atomic, write_json
 from offramp.hub import RECIPE
 from offramp.model import MultiExitModel
 from offramp.training.checkpoint import CHECKPOINT
-from offramp.training.loop import LoopOptions, Trainer
+from offramp.training.context import LoopOptions
+from offramp.training.loop import Trainer
 from offramp.training.metrics import read_metrics
 from offramp.training.run_config import RunConfig, load_run_config
 from offramp.training.stage_run import PLAIN
@@ -153,7 +154,7 @@ def train_run(
     trainer.check(resume=resume)
     write_atomic(folder.path / RECIPE, yaml.safe_dump(config.dump(), sort_keys=False))
     trainer.train(resume=resume)
-    if trainer.accelerator.is_main_process:
+    if trainer.context.accelerator.is_main_process:
         model.recipe = config.dump()
         model.cpu().save_pretrained(folder.path)
         (folder.path / CHECKPOINT).unlink(missing_ok=True)

@@ -1,7 +1,5 @@
 """The one training loop: stages of a recipe, on one device or many, resumable at any moment."""
 
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from offramp import vision_cure
@@ -13,26 +11,13 @@ from offramp.training.checkpoint import (
     Position,
     read_position,
 )
+from offramp.training.context import Context, LoopOptions
 from offramp.training.metrics import MetricsLog
 from offramp.training.recipe import Recipe
 from offramp.training.stage_run import StageRun, steps_per_epoch
 
 PLAIN = "plain-backbone.safetensors"
 Sums = dict[str, tuple[float, int]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopOptions:
-    """How the loop runs, apart from what the recipe trains."""
-
-    seed: int = 0
-    precision: str = "fp32"
-    device: str = "auto"
-    workers: int = 0
-    checkpoint_minutes: float = 5.0
-    progress: bool = True
-    minutes: float | None = None
-    """Stop after so many minutes with a checkpoint, to be resumed."""
 
 
 class Trainer:
@@ -54,32 +39,36 @@ class Trainer:
         from accelerate.state import AcceleratorState
 
         vision_cure.ensure()
-        self.model, self.data, self.run, self.options = model, data, run, options
         self.stages = recipe.stages()
-        self.identity = recipe.model_dump_json()
         # one process may train twice with different precision; the process group stays
         AcceleratorState._reset_state()
-        self.accelerator = Accelerator(
+        accelerator = Accelerator(
             mixed_precision="bf16" if options.precision == "bf16" else "no",
             cpu=options.device == "cpu",
         )
-        self.device = self.accelerator.device
-        self.started = time.monotonic()
-        self.before = 0.0
+        self.context = Context(
+            model=model,
+            data=data,
+            run=run,
+            options=options,
+            accelerator=accelerator,
+            identity=recipe.model_dump_json(),
+        )
 
     def check(self, *, resume: bool = False) -> Position | None:
         """Where to go on; raises `OfframpError`, before anything is written, if it cannot run."""
-        position = read_position(self.run)
+        position = read_position(self.context.run)
         if position is not None and not resume:
             raise OfframpError(
-                f"{self.run} holds an unfinished run: go on with --resume, or delete the folder"
+                f"{self.context.run} holds an unfinished run: go on with --resume, "
+                "or delete the folder"
             )
-        if position is not None and position.recipe != self.identity:
-            raise OfframpError(f"{self.run / CHECKPOINT} was written by another recipe")
+        if position is not None and position.recipe != self.context.identity:
+            raise OfframpError(f"{self.context.run / CHECKPOINT} was written by another recipe")
         for stage in self.stages:
             if stage.settings.epochs:
-                split = self.data.split("train")
-                steps_per_epoch(stage, split, self.accelerator.num_processes)
+                split = self.context.data.split("train")
+                steps_per_epoch(stage, split, self.context.accelerator.num_processes)
         return position
 
     def train(self, *, resume: bool = False) -> MultiExitModel:
@@ -90,22 +79,18 @@ class Trainer:
                 run in the folder and ``resume`` is off.
         """
         position = self.check(resume=resume)
-        self.run.mkdir(parents=True, exist_ok=True)
-        self.before = position.seconds if position else 0.0
-        log = MetricsLog(self.run, (position.stage, position.step) if position else None)
-        self.model.to(self.device)
+        context = self.context
+        context.run.mkdir(parents=True, exist_ok=True)
+        context.before = position.seconds if position else 0.0
+        log = MetricsLog(context.run, (position.stage, position.step) if position else None)
+        context.model.to(context.device)
         try:
             for index, stage in enumerate(self.stages):
                 if stage.settings.epochs == 0 or (position and index < position.stage):
                     continue
                 here = position if position and index == position.stage else None
-                StageRun(self, index, stage, log).train(here)
+                StageRun(context, index, stage, log).train(here)
         finally:
             log.close()
-            self.model.requires_grad_(True)
-        return self.model.eval()
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock seconds of training so far, over all resumptions."""
-        return self.before + time.monotonic() - self.started
+            context.model.requires_grad_(True)
+        return context.model.eval()

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +21,13 @@ from offramp.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from offramp.training.context import Context
 from offramp.training.metrics import MetricsLog
 from offramp.training.recipe import Stage, StageSettings, Step
 from offramp.training.validation import exit_accuracy
 
 PLAIN = "plain-backbone.safetensors"
 Sums = dict[str, tuple[float, int]]
-
-if TYPE_CHECKING:
-    from offramp.training.loop import Trainer
 
 
 class OutOfTimeError(Exception):
@@ -39,16 +37,16 @@ class OutOfTimeError(Exception):
 class StageRun:
     """One stage on its way: optimizer, schedule, averaged weights, checkpoints, evaluation."""
 
-    def __init__(self, trainer: "Trainer", index: int, stage: Stage, log: MetricsLog) -> None:
+    def __init__(self, context: Context, index: int, stage: Stage, log: MetricsLog) -> None:
         from timm.optim import create_optimizer_v2
         from timm.utils import ModelEmaV3
 
-        self.trainer, self.index, self.stage, self.log = trainer, index, stage, log
-        self.model, self.options = trainer.model, trainer.options
-        self.train_split = trainer.data.split("train")
+        self.context, self.index, self.stage, self.log = context, index, stage, log
+        self.model, self.options = context.model, context.options
+        self.train_split = context.data.split("train")
         settings = stage.settings
         self.steps_per_epoch = steps_per_epoch(
-            stage, self.train_split, trainer.accelerator.num_processes
+            stage, self.train_split, context.accelerator.num_processes
         )
         self.total = self.steps_per_epoch * settings.epochs
         for part, module in (("backbone", self.model.backbone), ("exits", self.model.exits)):
@@ -71,17 +69,17 @@ class StageRun:
         self.average = (
             ModelEmaV3(self.model, decay=settings.ema_decay) if settings.ema_decay else None
         )
-        self.objective = stage.objective(self.model, trainer.run)
+        self.objective = stage.objective(self.model, context.run)
         self.sums: Sums = {}
 
     def train(self, position: Position | None) -> None:
         """Train from ``position`` (None: from the stage's beginning) to the stage's end."""
-        trainer = self.trainer
+        context = self.context
         done = 0
         if position is not None:
             fresh = position.step == 0
             load_checkpoint(
-                trainer.run,
+                context.run,
                 self.model,
                 None if fresh else self.optimizer,
                 None if fresh or self.average is None else self.average.module,
@@ -90,7 +88,7 @@ class StageRun:
                 self.average.set(self.model)
             done = position.step
             self.sums = {name: (total, count) for name, (total, count) in position.sums.items()}
-        self.wrapped, self.wrapped_optimizer = trainer.accelerator.prepare(
+        self.wrapped, self.wrapped_optimizer = context.accelerator.prepare(
             self.objective, self.optimizer
         )
         self.saved = time.monotonic()
@@ -109,7 +107,7 @@ class StageRun:
 
     def _save_if_due(self, done: int) -> None:
         """Checkpoint within an epoch; when the run's minutes are over, stop there."""
-        over = self._minutes_over()
+        over = self.context.out_of_time
         if over or time.monotonic() - self.saved > 60 * self.options.checkpoint_minutes:
             self._save(done)
         if over:
@@ -118,7 +116,7 @@ class StageRun:
     def _step(self, batch: Batch, epoch: int, done: int) -> float:
         """One optimizer step; returns the loss."""
         self._set_mode()
-        settings, accelerator = self.stage.settings, self.trainer.accelerator
+        settings, accelerator = self.stage.settings, self.context.accelerator
         place = done * accelerator.num_processes + accelerator.process_index
         seed_globals(int(sample_keys(np.array([place]), seed=self._seed, stream="dropout")[0]))
         images, targets, augment = batch.images, batch.labels, settings.augment
@@ -131,7 +129,7 @@ class StageRun:
                 epoch=epoch,
                 index=place,
             )
-        device = self.trainer.device
+        device = self.context.device
         step = Step(images.to(device), targets.to(device), batch.ids, done)
         if self.schedule is not None:
             self.schedule.step_update(done)
@@ -166,7 +164,7 @@ class StageRun:
         return self.options.seed * 1000 + self.index
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        accelerator = self.trainer.accelerator
+        accelerator = self.context.accelerator
         return iter(
             batches(
                 self.train_split,
@@ -186,12 +184,12 @@ class StageRun:
 
     def _report(self, epoch: int, done: int) -> None:
         """Evaluate every exit on the validation split and log the epoch."""
-        if not self.trainer.accelerator.is_main_process:
+        if not self.context.accelerator.is_main_process:
             return
         accuracy = exit_accuracy(
             self._current(),
-            self.trainer.data.split("validation"),
-            device=self.trainer.device,
+            self.context.data.split("validation"),
+            device=self.context.device,
             precision=self.options.precision,
         )
         entry: dict[str, Any] = {
@@ -203,7 +201,7 @@ class StageRun:
             **{name: total / count for name, (total, count) in self.sums.items()},
             "validation": dict(zip(self.model.exit_names, accuracy, strict=True)),
             "validation_final": accuracy[-1],
-            "seconds": round(self.trainer.seconds, 1),
+            "seconds": round(self.context.seconds, 1),
         }
         self.log.write(entry, at=done)
 
@@ -215,30 +213,26 @@ class StageRun:
         self.sums = {}
         if done < self.total:
             self._save(done)
-            if self._minutes_over():
+            if self.context.out_of_time:
                 raise OutOfTimeError
             return
         if self.average is not None:
             self.model.load_state_dict(self.average.module.state_dict())
-        if self.stage.name == "finetune" and self.trainer.accelerator.is_main_process:
-            write_tensors(self.trainer.run / PLAIN, dict(self.model.backbone.state_dict()))
-        self._write(Position(self.index + 1, 0, self.trainer.identity, self.trainer.seconds), None)
+        if self.stage.name == "finetune" and self.context.accelerator.is_main_process:
+            write_tensors(self.context.run / PLAIN, dict(self.model.backbone.state_dict()))
+        self._write(Position(self.index + 1, 0, self.context.identity, self.context.seconds), None)
 
     def _save(self, done: int) -> None:
-        trainer = self.trainer
-        position = Position(self.index, done, trainer.identity, trainer.seconds, self.sums)
+        context = self.context
+        position = Position(self.index, done, context.identity, context.seconds, self.sums)
         self._write(position, self.optimizer)
         self.saved = time.monotonic()
 
     def _write(self, position: Position, optimizer: torch.optim.Optimizer | None) -> None:
-        self.trainer.accelerator.wait_for_everyone()
-        if self.trainer.accelerator.is_main_process:
+        self.context.accelerator.wait_for_everyone()
+        if self.context.accelerator.is_main_process:
             average = self.average.module if self.average is not None and optimizer else None
-            save_checkpoint(self.trainer.run, position, self.model, optimizer, average)
-
-    def _minutes_over(self) -> bool:
-        limit = self.options.minutes
-        return limit is not None and time.monotonic() - self.trainer.started > 60 * limit
+            save_checkpoint(self.context.run, position, self.model, optimizer, average)
 
     def _progress(self) -> Progress:
         return Progress(
@@ -248,7 +242,7 @@ class StageRun:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
-            disable=not (self.options.progress and self.trainer.accelerator.is_main_process),
+            disable=not (self.options.progress and self.context.accelerator.is_main_process),
         )
 
 
