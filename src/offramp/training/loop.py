@@ -35,7 +35,7 @@ class Trainer:
         run: Path,
         options: LoopOptions,
     ) -> None:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState
 
         vision_cure.ensure()
@@ -45,6 +45,8 @@ class Trainer:
         accelerator = Accelerator(
             mixed_precision="bf16" if options.precision == "bf16" else "no",
             cpu=options.device == "cpu",
+            # a step of an alternating recipe may leave whole heads without gradient
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.context = Context(
             model=model,
