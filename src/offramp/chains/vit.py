@@ -30,6 +30,12 @@ class ViTChain(Chain):
         super().__init__(backbone, [ViTStep(block) for block in _children(backbone, "blocks")])
         model = self._model
         embed = model.patch_embed
+        first = next((m for m in embed.modules() if isinstance(m, nn.Conv2d)), None)
+        if first is None or not hasattr(embed, "dynamic_feat_size"):
+            raise OfframpError(
+                f"a ViT whose patches come from {type(embed).__name__} has no fixed grid to read; "
+                "use one with timm's PatchEmbed or HybridEmbed"
+            )
         native = tuple(embed.img_size) if embed.img_size is not None else None
         size = image_size or native
         if size is None:
@@ -40,7 +46,7 @@ class ViTChain(Chain):
                 "(build it with img_size=… or dynamic_img_size=True)"
             )
         self.image_size = (int(size[0]), int(size[1]))
-        self.in_chans = next(m.in_channels for m in embed.modules() if isinstance(m, nn.Conv2d))
+        self.in_chans = first.in_channels
         self.num_classes = int(model.num_classes)
         rows, columns = embed.dynamic_feat_size(self.image_size)
         self.grid = (int(rows), int(columns))
@@ -94,7 +100,7 @@ def _is_vit(model: nn.Module) -> bool:
     vision_cure.ensure()
     from timm.models.vision_transformer import VisionTransformer
 
-    return isinstance(model, VisionTransformer) and hasattr(model.patch_embed, "dynamic_feat_size")
+    return isinstance(model, VisionTransformer)
 
 
 FAMILIES.register("vit")(
