@@ -58,12 +58,12 @@ def test_heads_as_trained_equal_the_papers_closed_forms() -> None:
 
 
 def test_heads_for_inference_count_what_runs() -> None:
-    """Pooling ahead of the last 1×1 leaves one row of it per image instead of one per token."""
+    """After pooling, the trunk's last layer and the classifier are one linear layer per image."""
     table = model_costs(tiny(), form="inference")
     n = (GRID // 2) ** 2
-    assert table.head[0] == N * D**2 + D**2 + 9 * N * D + CLASSES * D
-    assert table.head[1] == N * D**2 + D**2 + CLASSES * D
-    assert table.head[2] == 3 * n * D**2 + D**2 + 2 * n**2 * D + CLASSES * D
+    assert table.head[0] == N * D**2 + 9 * N * D + CLASSES * 2 * D
+    assert table.head[1] == N * D**2 + CLASSES * 2 * D
+    assert table.head[2] == 3 * n * D**2 + 2 * n**2 * D + CLASSES * 2 * D
     assert table.meta == {"form": "inference", "image_size": [32, 32]}
 
 

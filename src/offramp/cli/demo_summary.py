@@ -104,7 +104,7 @@ def digits_table(entries: list[Found]) -> Any:
         for entry in entries
     ]
     columns = ["digits in the image", "images", "mean exit", "mean blocks", "accuracy"]
-    return table("Harder images go deeper", columns, rows)
+    return table("Digits in the image, and depth", columns, rows)
 
 
 def sentences(found: Found) -> list[str]:

@@ -162,11 +162,7 @@ class FoldedLPH(nn.Module):
             last_scale, last_shift = head.norm3.affine_form()
             weight = last_scale.unsqueeze(1) * head.project.weight  # (D, hidden)
             bias = last_scale * head.project.bias + last_shift + weight @ shift
-            self.project = nn.Linear(weight.shape[1], weight.shape[0]).to(weight)
-            self.project.weight.copy_(weight * scale)
-            self.project.bias.copy_(bias)
-        self.residual = head.residual
-        self.classifiers = copy.deepcopy(head.classifiers)
+            self.answer = PooledAnswer(head, weight * scale, bias, residual=head.residual)
         self.requires_grad_(False)
 
     bias_map: Tensor
@@ -175,10 +171,43 @@ class FoldedLPH(nn.Module):
         x = F.gelu(self.expand(tokens.patches))  # (B, N, hidden)
         if self.depthwise is not None:
             x = F.gelu(convolve(self.depthwise, x, tokens.grid) + self.bias_map)
-        g = self.project(x.mean(dim=1))  # (B, D)
+        return self.answer(x.mean(dim=1), tokens), carry
+
+
+class PooledAnswer(nn.Module):
+    """The last linear layer of a trunk and the classifiers behind it, as one linear layer.
+
+    With g = W m + b (+ mean patch) and logits the mean over t of C_t (g + cls_t) + c_t, the logits
+    are linear in m and in each cls_t + mean patch: one small product instead of three.
+
+    Args:
+        head: whose classifiers and class tokens.
+        weight, bias: (D, hidden) and (D,) of the trunk's last linear layer, norms folded in.
+        residual: whether the mean patch is added to g.
+    """
+
+    def __init__(self, head: LGViTExit, weight: Tensor, bias: Tensor, *, residual: bool) -> None:
+        super().__init__()
+        self.residual, self.class_tokens = residual, head.spec.class_tokens
+        with torch.no_grad():
+            layers = [m for m in head.classifiers.heads if isinstance(m, nn.Linear)]
+            mean = torch.stack([m.weight for m in layers]).mean(0)  # (C, D)
+            parts = [mean @ weight]
+            if residual or self.class_tokens:
+                parts += [m.weight / len(layers) for m in layers]
+            joined = torch.cat(parts, dim=1)
+            self.linear = nn.Linear(joined.shape[1], joined.shape[0]).to(joined)
+            self.linear.weight.copy_(joined)
+            self.linear.bias.copy_(torch.stack([m.bias for m in layers]).mean(0) + mean @ bias)
+
+    def forward(self, pooled: Tensor, tokens: Tokens) -> Outputs:
+        """Pooled trunk (B, hidden) and the tokens it came from → outputs."""
+        parts = [pooled]
         if self.residual:
-            g = g + tokens.patches.mean(dim=1)
-        return Outputs(self.classifiers(_with_classes(g, tokens))), carry
+            parts.append(_with_classes(tokens.patches.mean(dim=1), tokens).flatten(1))
+        elif self.class_tokens:
+            parts.append(tokens.classes.flatten(1))
+        return Outputs(self.linear(torch.cat(parts, dim=1) if len(parts) > 1 else pooled))
 
 
 @register_exit("gah")
@@ -243,8 +272,10 @@ class PooledGAH(nn.Module):
 
     def __init__(self, head: GAH) -> None:
         super().__init__()
-        self.head = head
+        self.head = copy.deepcopy(head)
+        self.answer = PooledAnswer(head, head.proj.weight, head.proj.bias, residual=False)
+        del self.head.proj, self.head.classifiers
+        self.requires_grad_(False)
 
     def forward(self, tokens: Tokens, carry: tuple[Tensor, ...] = ()) -> tuple[Outputs, tuple]:
-        g = self.head.proj(self.head.attend(tokens.patches).mean(dim=1))  # (B, D)
-        return Outputs(self.head.classifiers(_with_classes(g, tokens))), carry
+        return self.answer(self.head.attend(tokens.patches).mean(dim=1), tokens), carry
