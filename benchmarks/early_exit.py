@@ -42,7 +42,7 @@ def measure(path: Path, reference: float | None) -> dict[str, Any]:
     front = [point.model_copy(update=setting.model_dump()) for setting in point.front]
     return {
         "run": run.config.name,
-        "seconds_of_training": run.metrics()[-1]["seconds"],
+        "recipe": run.config.dump()["recipe"],
         "samples": len(test),
         "full_accuracy": full,
         "reference_accuracy": reference,

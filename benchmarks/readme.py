@@ -24,6 +24,8 @@ Json = dict[str, Any]
 
 def main() -> None:
     accuracy = json.loads((RESULTS / "early_exit.json").read_text(encoding="utf-8"))
+    training = json.loads((RESULTS / "training_cost.json").read_text(encoding="utf-8"))
+    minutes = {recipe["name"]: recipe["minutes"] for recipe in training["recipes"].values()}
     timing = json.loads((RESULTS / "compaction.json").read_text(encoding="utf-8"))
     lgvit = next(run for run in accuracy["runs"].values() if run["run"].endswith("lgvit"))
     linear = next((r for r in accuracy["runs"].values() if r["run"].endswith("linear")), None)
@@ -36,7 +38,7 @@ def main() -> None:
     text = readme.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     write_atomic(
-        readme, before + BEGIN + "\n" + words(lgvit, linear, accuracy, timing) + END + after
+        readme, before + BEGIN + "\n" + words(lgvit, linear, timing, minutes) + END + after
     )
 
 
@@ -73,19 +75,25 @@ def speedup(row: Json, key: str, table: CostTable) -> float:
     return table.speedup(row["exit_share"], row["active"])
 
 
-def words(lgvit: Json, linear: Json | None, accuracy: Json, timing: Json) -> str:
+def words(lgvit: Json, linear: Json | None, timing: Json, minutes: dict[str, float]) -> str:
     """The measured section as Markdown."""
-    hardware = accuracy["environment"]["hardware"]
+    hardware = timing["environment"]["hardware"]
     table = CostTable.model_validate(timing["latency"][BATCH])
     lines = [
         f"DeiT-tiny at 112 px on CIFAR-100, {lgvit['samples']} test images, thresholds chosen on a "
         f"calibration split ({hardware['cpu']}, {hardware['threads']} threads, "
-        f"{lgvit['seconds_of_training'] / 60:.0f} minutes of training). Final exit: "
+        f"{minutes[lgvit['run']]:.0f} minutes of training). Final exit: "
         f"{lgvit['full_accuracy']:.2f} %"
         + (
             f"; the plain model, fine-tuned alone: {lgvit['reference_accuracy']:.2f} %."
             if lgvit["reference_accuracy"] is not None
             else "."
+        )
+        + (
+            f" Linear exits are trained jointly for {minutes[linear['run']]:.0f} minutes, to "
+            f"{linear['full_accuracy']:.2f} % at the final exit."
+            if linear
+            else ""
         ),
         "",
         "| promised loss | lost | layers | MACs | time, batch "

@@ -168,6 +168,7 @@ def calibrate_run(
     max_drop: float | None = None,
     max_cost: float | None = None,
     certainty: float | None = None,
+    temperatures: bool = False,
     times: CostTable | None = None,
     name: str | None = None,
     split: str = "calibration",
@@ -179,6 +180,7 @@ def calibrate_run(
         policy: registered policy.
         max_drop: percentage points of accuracy that may be lost against the full model.
         max_cost: share of the full model's cost that may be spent.
+        temperatures: fit a temperature per exit first.
         certainty: for ``max_drop``, how sure to be, as for `offramp.calibrate`.
         times: a latency table; then the cost is measured time instead of MACs.
         name: the point's name; by default made from policy and target.
@@ -190,6 +192,7 @@ def calibrate_run(
         max_drop=max_drop,
         max_cost=max_cost,
         certainty=certainty,
+        temperatures=temperatures,
         costs=times or run.costs,
         macs=run.costs,
     )

@@ -37,6 +37,9 @@ def calibrate(
         float | None,
         typer.Option(help="With --max-drop: how sure to be of it on other samples: 0.9"),
     ] = None,
+    temperatures: Annotated[
+        bool, typer.Option("--temperatures", help="Fit a softmax temperature per exit first.")
+    ] = False,
     policy: Annotated[str, typer.Option(help="See offramp list policies.")] = "confidence",
     cost: Annotated[Cost, typer.Option(help="Search on MACs or on time measured here.")] = (
         Cost.macs
@@ -66,6 +69,7 @@ def calibrate(
         max_drop=max_drop,
         max_cost=max_cost,
         certainty=certainty,
+        temperatures=temperatures,
         times=_latencies(folder, batch_size, as_json) if cost is Cost.time else None,
         name=name,
         split=split,

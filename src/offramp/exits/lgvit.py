@@ -145,16 +145,9 @@ class FoldedLPH(nn.Module):
             self.depthwise: nn.Conv2d | None = None
             if head.depthwise is not None:
                 assert head.spec.grid is not None
-                hidden = head.depthwise.in_channels
-                conv = nn.Conv2d(
-                    hidden,
-                    hidden,
-                    head.depthwise.kernel_size,  # type: ignore[arg-type]
-                    padding=head.depthwise.padding,  # type: ignore[arg-type]
-                    groups=hidden,
-                    bias=False,
-                ).to(head.depthwise.weight)
-                conv.weight.copy_(head.depthwise.weight * scale.view(-1, 1, 1, 1))
+                conv = copy.deepcopy(head.depthwise)
+                conv.bias = None
+                conv.weight.mul_(scale.view(-1, 1, 1, 1))
                 bias = head.depthwise(shift.view(1, -1, 1, 1).expand(1, -1, *head.spec.grid))
                 self.register_buffer("bias_map", bias.permute(0, 2, 3, 1).flatten(1, 2).clone())
                 self.depthwise = conv

@@ -88,22 +88,26 @@ class StageRun:
                 self.average.set(self.model)
             done = position.step
             self.sums = {name: (total, count) for name, (total, count) in position.sums.items()}
-        self.wrapped, self.wrapped_optimizer = context.accelerator.prepare(
-            self.objective, self.optimizer
-        )
+        self.prepare()
         self.saved = time.monotonic()
         with self._progress() as progress:
             task = progress.add_task(self.stage.name, total=self.total, completed=done, note="")
             while done < self.total:
                 epoch = done // self.steps_per_epoch
-                for batch in self._batches(epoch, done % self.steps_per_epoch):
-                    loss = self._step(batch, epoch, done)
+                for batch in self.batches(epoch, done % self.steps_per_epoch):
+                    loss = self.step(batch, epoch, done)
                     done += 1
                     progress.update(task, completed=done, note=f"loss {loss:.3f}")
                     if done % self.steps_per_epoch:
                         self._save_if_due(done)
                 self._report(epoch, done)
                 self._finish_epoch(done)
+
+    def prepare(self) -> None:
+        """Hand objective and optimizer to the accelerator; once, before the first step."""
+        self.wrapped, self.wrapped_optimizer = self.context.accelerator.prepare(
+            self.objective, self.optimizer
+        )
 
     def _save_if_due(self, done: int) -> None:
         """Checkpoint within an epoch; when the run's minutes are over, stop there."""
@@ -113,7 +117,7 @@ class StageRun:
         if over:
             raise OutOfTimeError
 
-    def _step(self, batch: Batch, epoch: int, done: int) -> float:
+    def step(self, batch: Batch, epoch: int, done: int) -> float:
         """One optimizer step; returns the loss."""
         self._set_mode()
         settings, accelerator = self.stage.settings, self.context.accelerator
@@ -163,7 +167,8 @@ class StageRun:
     def _seed(self) -> int:
         return self.options.seed * 1000 + self.index
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Training batches of an epoch, from batch ``start`` on."""
         accelerator = self.context.accelerator
         return iter(
             batches(
