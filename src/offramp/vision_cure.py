@@ -10,12 +10,12 @@ imports torchvision. Detection operators and torchvision's own image decoders st
 import importlib
 import sys
 
-import torch
+from torch import library
 
 _SCHEMAS = tuple(
     f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms")
 )
-_library: torch.library.Library | None = None  # the definitions live as long as this object
+_library: library.Library | None = None  # the definitions live as long as this object
 
 
 def ensure() -> None:
@@ -28,7 +28,7 @@ def ensure() -> None:
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
-        _library = torch.library.Library("torchvision", "DEF")
+        _library = library.Library("torchvision", "DEF")
         for schema in _SCHEMAS:
             _library.define(schema)
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
