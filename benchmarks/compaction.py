@@ -78,6 +78,7 @@ def show(name: str, result: BenchResult) -> None:
             f"{name}  batch {row.batch_size:>3}  {row.full_ms:.3f} → {row.dynamic_ms:.3f} ms  "
             f"layers {row.speedup_layers:.2f}×  MACs {row.speedup_macs:.2f}×  "
             f"time {row.speedup_time:.2f}×  efficiency {row.efficiency:.3f} {kept}  "
+            f"stream {row.speedup_stream:.2f}×  "
             f"no-exit overhead {row.no_exit_overhead:.3f} {static} {NO_EXIT_OVERHEAD}",
             flush=True,
         )

@@ -40,6 +40,10 @@ class BatchBench(BaseModel):
     speedup_layers: float = Field(description="blocks of the model / mean blocks run, same images")
     speedup_macs: float = Field(description="full MACs / mean MACs with heads, same images")
     efficiency: float = Field(description="speedup_time / speedup_macs")
+    stream_ms: float = Field(
+        description="the same batches through `Runner.stream`, survivors regrouped to full batches"
+    )
+    speedup_stream: float = Field(description="full over stream time, median of the rounds")
     no_exit_overhead: float = Field(
         description="runner without early exits over the backbone, median of paired ratios"
     )
@@ -78,7 +82,8 @@ def bench(
     One round sends every image, in batches, through the backbone, the runner, and a runner
     without early exits; the three take turns batch by batch, in changing order. The ratio of a
     round is total time over total time, so that easy and hard images count as often as they come;
-    reported is the median over rounds. The no-exit overhead is the median over single pairs,
+    reported is the median over rounds. After each round the same batches go through the runner's
+    throughput mode. The no-exit overhead is the median over single pairs,
     since there every image costs the same.
 
     Args:
@@ -126,8 +131,11 @@ def _bench_size(
     groups = [group for group in images.split(size) if len(group) == size]
     contenders = (model.backbone, runner, static)
     predictions = [runner(group) for group in groups]
-    # (round, batch, contender) in ms
-    times = [_round(contenders, groups, turn) for turn in range(warmup + rounds)][warmup:]
+    times, streamed = [], []  # (round, batch, contender) and (round,) in ms
+    for turn in range(warmup + rounds):
+        times.append(_round(contenders, groups, turn))
+        streamed.append(timed(_stream, runner, groups, size, device=images.device)[0])
+    times, streamed = times[warmup:], streamed[warmup:]
     totals = [[sum(column) for column in zip(*batch, strict=True)] for batch in times]
     count = size * len(groups)
     ratios = [dynamic / full for full, dynamic, _ in totals]
@@ -146,9 +154,18 @@ def _bench_size(
         speedup_layers=len(model.chain) / float(said.blocks.double().mean()),
         speedup_macs=macs,
         efficiency=1 / ratio / macs,
+        stream_ms=median(streamed) / count,
+        speedup_stream=median(
+            total[0] / took for total, took in zip(totals, streamed, strict=True)
+        ),
         no_exit_overhead=median(alone / full for batch in times for full, _, alone in batch),
         exit_share=(said.exit.bincount(minlength=model.num_exits) / len(said)).tolist(),
     )
+
+
+def _stream(runner: Runner, groups: Sequence[Tensor], size: int) -> None:
+    for _ in runner.stream(groups, batch_size=size):
+        pass
 
 
 def _round(
