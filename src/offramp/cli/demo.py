@@ -14,7 +14,7 @@ from offramp.errors import OfframpError
 
 RECIPE = Path(__file__).with_name("demo.yaml")
 BATCH_SIZES = (1, 64)
-IMAGES, ROUNDS = 256, 5
+IMAGES, ROUNDS = 192, 4
 
 
 def demo(
