@@ -80,7 +80,7 @@ def words(lgvit: Json, linear: Json, timing: Json, minutes: dict[str, float]) ->
     """The measured section as Markdown."""
     hardware = timing["environment"]["hardware"]
     lines = [
-        f"DeiT-tiny at 112 px on CIFAR-100: {lgvit['samples']} test images, thresholds chosen on a "
+        f"DeiT-tiny at 112 px on CIFAR-100: {lgvit['samples']:,} test images, thresholds chosen on a "
         f"calibration split, torch on {hardware['cpu']} with {hardware['threads']} threads. "
         f"{minutes[lgvit['run']]:.0f} minutes of LGViT training end at "
         f"{lgvit['full_accuracy']:.2f} % for the final exit; the plain model, fine-tuned alone, "
@@ -96,7 +96,7 @@ def words(lgvit: Json, linear: Json, timing: Json, minutes: dict[str, float]) ->
         other = linear["at_loss"][loss]
         times = {b["batch_size"]: b for b in timing["points"][f"drop-{loss}"]["batches"]}
         cells = [
-            f"{loss} points",
+            "1 point" if loss == "1" else f"{loss} points",
             f"{row['drop']:.2f}",
             f"{row['layers']:.2f}×",
             f"{row['macs']:.2f}×",
