@@ -80,8 +80,8 @@ def words(lgvit: Json, linear: Json, timing: Json, minutes: dict[str, float]) ->
     """The measured section as Markdown."""
     hardware = timing["environment"]["hardware"]
     lines = [
-        f"DeiT-tiny at 112 px on CIFAR-100: {lgvit['samples']:,} test images, thresholds chosen on a "
-        f"calibration split, torch on {hardware['cpu']} with {hardware['threads']} threads. "
+        f"DeiT-tiny at 112 px on CIFAR-100: {lgvit['samples']:,} test images, thresholds chosen on "
+        f"a calibration split, torch on {hardware['cpu']} with {hardware['threads']} threads. "
         f"{minutes[lgvit['run']]:.0f} minutes of LGViT training end at "
         f"{lgvit['full_accuracy']:.2f} % for the final exit; the plain model, fine-tuned alone, "
         f"reaches {lgvit['reference_accuracy']:.2f} % in {minutes[PLAIN]:.0f} minutes; joint "
