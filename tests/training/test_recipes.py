@@ -244,7 +244,14 @@ def test_feature_cache_gives_the_same_losses(tmp_path: Path) -> None:
     assert files
     assert sum(f.stat().st_size for f in files) <= 1_000_000
     cache.close()
-    assert not list(tmp_path.iterdir())
+    assert not tmp_path.exists()
+
+
+def test_frozen_with_a_cache_trains_and_leaves_no_features_behind(tmp_path: Path) -> None:
+    data, model = open_dataset("digits"), digits_model()
+    fit(model, recipe="frozen", data=data, progress=False, run=tmp_path, cache_gb=0.1, heads=BRIEF)
+    assert read_metrics(tmp_path)
+    assert not list(tmp_path.glob("features*"))
 
 
 def test_feature_cache_stays_in_its_limit(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def colour_steps(
         mean = tuple(min(255, round(255 * value)) for value in preprocessing.mean)
         try:
             steps.append(_whole_bits(rand_augment_transform(spec, {"img_mean": mean})))
-        except (AssertionError, ValueError, KeyError, NotImplementedError) as error:
+        except (AssertionError, ValueError, KeyError) as error:
             raise OfframpError(
                 f"augment.rand_augment = {spec!r} is not a timm RandAugment spec such as "
                 f"rand-m9-mstd0.5-inc1 ({error})"

@@ -61,3 +61,5 @@ class FeatureCache:
         self.rows.clear()
         for path in paths:
             path.unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()

@@ -91,7 +91,11 @@ class Trainer:
                 if stage.settings.epochs == 0 or (position and index < position.stage):
                     continue
                 here = position if position and index == position.stage else None
-                StageRun(context, index, stage, log).train(here)
+                part = StageRun(context, index, stage, log)
+                try:
+                    part.train(here)
+                finally:
+                    part.objective.close()
         finally:
             log.close()
             context.model.requires_grad_(True)

@@ -58,6 +58,10 @@ class Objective(nn.Module, ABC):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """A batch → scalars by name; ``loss`` is the one that is minimised."""
 
+    def close(self) -> None:
+        """Give back what the stage used besides memory; called when it ends, however it ends."""
+        return
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -223,7 +223,7 @@ class StageRun:
             return
         if self.average is not None:
             self.model.load_state_dict(self.average.module.state_dict())
-        if self.stage.name == "finetune" and self.context.accelerator.is_main_process:
+        if "exits" not in self.stage.trains and self.context.accelerator.is_main_process:
             write_tensors(self.context.run / PLAIN, dict(self.model.backbone.state_dict()))
         self._write(Position(self.index + 1, 0, self.context.identity, self.context.seconds), None)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch import distributed as dist
 
 from offramp.chains import State
 from offramp.model import MultiExitModel
@@ -37,6 +38,10 @@ class FrozenObjective(Objective):
         with torch.no_grad():
             states = self._states(step)
         return self.losses(states, step)
+
+    def close(self) -> None:
+        if self.cache is not None:
+            self.cache.close()
 
     def _states(self, step: Step) -> list[State]:
         if self.cache is None:
@@ -78,7 +83,10 @@ class Frozen(Recipe):
 
     def stages(self) -> list[Stage]:
         def objective(model: MultiExitModel, run: Path) -> Objective:
-            cache = FeatureCache(run / "features", self.cache_gb) if self.cache_gb else None
+            if self.cache_gb is None:
+                return HeadsCrossEntropy(model)
+            rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+            cache = FeatureCache(run / f"features-{rank}", self.cache_gb)
             return HeadsCrossEntropy(model, cache)
 
         return [
