@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.version import __version__
 
 if TYPE_CHECKING:
-    from offramp.calibration import OperatingPoint, Records, calibrate, collect, evaluate
+    from offramp.calibration import OperatingPoint, Records, calibrate, evaluate
     from offramp.chains import Chain
     from offramp.chains.chain import chain
     from offramp.creation import create
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from offramp.fitting import fit
     from offramp.model import MultiExitModel, load
     from offramp.policies import register_policy
+    from offramp.recording import collect
     from offramp.runtime import Runner
     from offramp.runtime import compile_runner as compile
 
@@ -33,7 +34,7 @@ _HOMES = {
     "Runner": "runtime",
     "calibrate": "calibration",
     "chain": "chains",
-    "collect": "calibration",
+    "collect": "recording",
     "compile": "runtime:compile_runner",
     "create": "creation",
     "evaluate": "calibration",

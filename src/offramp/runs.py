@@ -9,7 +9,7 @@ import yaml
 
 from offramp import vision_cure
 from offramp.backbones import build_backbone
-from offramp.calibration import OperatingPoint, Records, calibrate, collect, evaluate
+from offramp.calibration import OperatingPoint, Records, calibrate, evaluate
 from offramp.costs.macs import model_costs
 from offramp.costs.table import CostTable
 from offramp.data import DataSource, batches, open_dataset
@@ -17,6 +17,7 @@ from offramp.errors import OfframpError
 from offramp.files import read_json, read_tensors, write_atomic, write_json
 from offramp.hub import RECIPE
 from offramp.model import MultiExitModel
+from offramp.recording import collect
 from offramp.training.checkpoint import CHECKPOINT
 from offramp.training.context import LoopOptions
 from offramp.training.loop import Trainer

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from offramp.calibration import Records, calibrate, collect, evaluate
+from offramp.calibration import Records, calibrate, evaluate
 from offramp.costs.macs import model_costs
 from offramp.data import batches, open_dataset
 from offramp.model import MultiExitModel
+from offramp.recording import collect
 
 
 @pytest.fixture

@@ -48,13 +48,13 @@ def test_a_runner_does_what_the_point_promises(
 def test_points_of_another_model_engine_or_precision_are_refused(
     model: MultiExitModel, point: OperatingPoint
 ) -> None:
-    for change, message in (
-        ({"fingerprint": "0" * 16}, "belongs to model 0000"),
-        ({"engine": "openvino"}, "calibrated on engine 'openvino'"),
-        ({"precision": "bfloat16"}, "calibrated at precision bfloat16"),
+    for change, wanted, message in (
+        ({"fingerprint": "0" * 16}, {}, "belongs to model 0000"),
+        ({"engine": "openvino"}, {"engine": "torch"}, "calibrated on engine 'openvino'"),
+        ({"precision": "bfloat16"}, {"precision": "fp32"}, "calibrated at precision bfloat16"),
     ):
         with pytest.raises(OfframpError, match=message):
-            compile_runner(model, point.model_copy(update=change))
+            compile_runner(model, point.model_copy(update=change), **wanted)
 
 
 def test_another_library_version_warns(model: MultiExitModel, point: OperatingPoint) -> None:

@@ -1,7 +1,7 @@
 """From records to operating points: temperatures, threshold search, promises and their proof."""
 
 from offramp.calibration.choice import block_costs, calibrate
-from offramp.calibration.collection import collect, record, records_meta
+from offramp.calibration.collection import record, records_meta
 from offramp.calibration.evaluation import Evaluation, evaluate, paired_interval
 from offramp.calibration.front import StaticPoint, static_points
 from offramp.calibration.point import FrontPoint, OperatingPoint, Promise
@@ -22,7 +22,6 @@ __all__ = [
     "StaticPoint",
     "block_costs",
     "calibrate",
-    "collect",
     "evaluate",
     "fit_temperatures",
     "paired_interval",

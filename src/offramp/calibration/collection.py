@@ -1,12 +1,12 @@
-"""Collect: one pass of a model over a data set, kept as records."""
+"""One pass of a model over data, kept as records."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp.calibration.records import Records, RecordsMeta
 from offramp.costs.evaluating import evaluating
@@ -14,47 +14,29 @@ from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
 
 if TYPE_CHECKING:
-    from offramp.data import Batch, DataSource
+    from offramp.data import Batch
     from offramp.model import MultiExitModel
 
-
-def collect(
-    model: "MultiExitModel",
-    data: "str | DataSource",
-    *,
-    split: str = "calibration",
-    batch_size: int = 64,
-    limit: int | None = None,
-    progress: bool = True,
-) -> Records:
-    """Run every exit of ``model`` on every image of a split, once.
-
-    Args:
-        data: a data set's name (``"digits-grid"``) or an opened one.
-        limit: at most this many samples, drawn without regard to their order.
-
-    Raises:
-        OfframpError: the split is empty or of other classes, or an exit's logits not finite.
-    """
-    from offramp.costs.macs import model_costs
-    from offramp.data import batches, open_dataset
-
-    source = open_dataset(data) if isinstance(data, str) else data
-    classes = model.config.num_classes
-    if source.num_classes != classes:
-        raise OfframpError(
-            f"{source.name} has {source.num_classes} classes, but the model has {classes}"
-        )
-    samples = source.split(split).limited(limit)
-    meta = records_meta(model, dataset=source.name, split=split, costs=model_costs(model))
-    stream = batches(samples, batch_size=batch_size, preprocessing=model.preprocessing)
-    return record(model, stream, meta=meta, count=len(samples), progress=progress)
+Speaker = Callable[[Tensor], list[Any]]
+"""Images (B, 3, H, W) → what every exit says, shallow to deep."""
 
 
 def records_meta(
-    model: "MultiExitModel", *, dataset: str, split: str, costs: CostTable | None = None
+    model: "MultiExitModel",
+    *,
+    dataset: str,
+    split: str,
+    costs: CostTable | None = None,
+    engine: str = "torch",
+    precision: str | None = None,
+    libraries: tuple[str, ...] = (),
 ) -> RecordsMeta:
-    """Describe where the records of ``model`` on a split come from."""
+    """Describe where the records of ``model`` on a split come from.
+
+    Args:
+        engine, precision: what computed them; ``precision`` is the model's own when omitted.
+        libraries: what else decides the numbers, the engine's packages.
+    """
     return RecordsMeta(
         fingerprint=model.fingerprint(),
         dataset=dataset,
@@ -63,42 +45,49 @@ def records_meta(
         positions=list(model.positions),
         blocks=len(model.chain.steps),
         standalone=list(model.standalone),
-        precision=str(next(model.parameters()).dtype).removeprefix("torch."),
-        versions=library_versions(),
+        engine=engine,
+        precision=precision or str(next(model.parameters()).dtype).removeprefix("torch."),
+        versions=library_versions(*libraries),
         num_threads=torch.get_num_threads(),
         costs=costs,
     )
 
 
-def library_versions() -> dict[str, str]:
+def library_versions(*more: str) -> dict[str, str]:
     """Versions of what decides an exit's numbers."""
     found = {}
-    for name in ("offramp", "torch", "timm"):
+    for name in ("offramp", "torch", "timm", *more):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
 
 
 def record(
-    model: "MultiExitModel",
+    speaker: Speaker,
     batches: "Iterable[Batch]",
     *,
     meta: RecordsMeta,
     count: int,
     progress: bool = False,
 ) -> Records:
-    """Records of the first ``count`` samples of ``batches``; the model runs in eval mode."""
+    """Records of the first ``count`` samples of ``batches``.
+
+    Args:
+        speaker: images → what every exit says; a model, which then runs in eval mode, or its exits
+            on an engine.
+    """
     if count == 0:
         raise OfframpError(f"{meta.dataset}: split {meta.split!r} is empty, nothing to record")
     logits: Tensor | None = None
     labels, ids = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
     signals: dict[str, Tensor] = {}
-    device = next(model.parameters()).device
+    module = speaker if isinstance(speaker, nn.Module) else nn.Module()
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
     done = 0
-    with evaluating(model), torch.no_grad(), _bar(meta, count, progress) as advance:
+    with evaluating(module), torch.no_grad(), _bar(meta, count, progress) as advance:
         for batch in batches:
             size = min(len(batch.labels), count - done)
-            outputs = model(batch.images[:size].to(device))
+            outputs = speaker(batch.images[:size].to(device))
             rows = slice(done, done + size)
             stacked = torch.stack([out.logits.float().cpu() for out in outputs], dim=1)
             if logits is None:  # the class count is the model's to say

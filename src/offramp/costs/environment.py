@@ -10,7 +10,18 @@ from typing import Any
 
 import torch
 
-LIBRARIES = ("offramp", "torch", "torchvision", "timm", "numpy", "accelerate", "safetensors")
+LIBRARIES = (
+    "offramp",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "accelerate",
+    "safetensors",
+    "openvino",
+    "nncf",
+    "onnxruntime",
+)
 
 
 def describe_hardware() -> dict[str, Any]:

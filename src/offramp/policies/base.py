@@ -52,6 +52,17 @@ class Policy(ABC):
         At the last exit stopping is forced by the caller.
         """
 
+    def scored_step(
+        self, k: int, outputs: ExitOutputs, memory: Memory
+    ) -> tuple[Tensor, Tensor, Memory, Tensor]:
+        """`step`, and the number (B,) the decision hung on; 1 and 0 for stop and go by default."""
+        stop, answer, memory = self.step(k, outputs, memory)
+        return stop, answer, memory, stop.float()
+
+    def final_answer(self, k: int, outputs: ExitOutputs, memory: Memory) -> Tensor:
+        """The answer (B, C) at the last exit ``k``, where stopping needs no decision."""
+        return self.step(k, outputs, memory)[1]
+
     @abstractmethod
     def parameters(self) -> Parameters:
         """JSON-able arguments that build this policy again."""
@@ -100,8 +111,17 @@ class ScalarPolicy(Policy):
         return None
 
     def step(self, k: int, outputs: ExitOutputs, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
-        stop, memory = self.decide(k, self.read(k, outputs), memory)
-        return stop, outputs.logits, memory
+        return self.scored_step(k, outputs, memory)[:3]
+
+    def scored_step(
+        self, k: int, outputs: ExitOutputs, memory: Memory
+    ) -> tuple[Tensor, Tensor, Memory, Tensor]:
+        score = self.read(k, outputs)
+        stop, memory = self.decide(k, score, memory)
+        return stop, outputs.logits, memory, score.float()
+
+    def final_answer(self, k: int, outputs: ExitOutputs, memory: Memory) -> Tensor:
+        return outputs.logits  # reading what nobody decides on would be idle work
 
 
 POLICIES: Registry[type[Policy]] = Registry("policy")

@@ -11,8 +11,9 @@ from offramp.costs.environment import describe_versions
 from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
 from offramp.policies import Policy
-from offramp.runtime.engines import ENGINES, Program
+from offramp.runtime.engines import ENGINES, EngineOptions, Program
 from offramp.runtime.inputs import InputCheck
+from offramp.runtime.parts import build_parts
 from offramp.runtime.prediction import ExitTables, Prediction
 from offramp.runtime.scheduler import Scheduler
 from offramp.runtime.stages import Departure, Executed, Flow, Stages
@@ -52,11 +53,18 @@ class Runner:
         self.active = tuple(segment.exit_index for segment in program.segments[:-1])
         self.num_classes, self.tables = num_classes, tables
         self._check = check
-        self._stages = Stages(program.segments, policy)
+        self._stages = Stages(program)
+        self._streaming = Stages(program, keep=True)
+        self._streaming.executed = self._stages.executed  # one account of what ran
 
     @property
     def executed(self) -> Executed:
         return self._stages.executed
+
+    def _start(self, batch: int, ids: Tensor | None) -> tuple[Tensor, ...]:
+        if self.policy is None:
+            return ()
+        return self.policy.start(batch, ids=ids, device=self.device)
 
     def __call__(self, images: Tensor, *, ids: Tensor | None = None) -> Prediction:
         """Answer a batch of any size, also an empty one.
@@ -73,7 +81,7 @@ class Runner:
             n = len(images)
             if n == 0:
                 return self._empty()
-            flow = Flow(None, (images,), self._stages.start(n, ids, self.device))
+            flow = Flow(None, (images, *self._start(n, ids)))
             departures: list[Departure] = []
             for stage in range(len(self._stages)):
                 rest, departure = self._stages.advance(stage, flow)
@@ -99,7 +107,9 @@ class Runner:
         """
         if batch_size < 1:
             raise OfframpError(f"batch_size = {batch_size}, but it must be at least 1")
-        scheduler = Scheduler(self._stages, self._check, self.num_classes, batch_size, max_waiting)
+        scheduler = Scheduler(
+            self._streaming, self._check, self._start, self.num_classes, batch_size, max_waiting
+        )
         for answers in scheduler.stream(batches):
             yield Prediction(answers.logits, answers.exit, self.tables)
 
@@ -128,8 +138,12 @@ def compile_runner(
     *,
     policy: Policy | None = None,
     active: Sequence[int] | None = None,
-    engine: str = "torch",
+    engine: str | None = None,
+    precision: str | None = None,
     device: str | torch.device | None = None,
+    threads: int | None = None,
+    batch_size: int | None = None,
+    calibration: Tensor | None = None,
     costs: CostTable | None = None,
 ) -> Runner:
     """Compile a model for an operating point, or for a policy and the exits it uses.
@@ -142,8 +156,12 @@ def compile_runner(
         point: from ``offramp.calibrate``; brings its policy and active exits.
         policy: instead of a point. May be left out when no early exit is active.
         active: early exits by index, with ``policy``; all of them when omitted.
-        engine: name in the engine registry.
-        device: where to run; the model's own when omitted.
+        engine: name in the engine registry; the point's own, or ``torch``, when omitted.
+        precision: what to compute in; the point's own, or the engine's default, when omitted.
+        device: where torch engines run; the model's own when omitted.
+        threads: CPU threads of one call; torch's number when omitted.
+        batch_size: the only batch size that will come, where an engine gains from knowing it.
+        calibration: images (N, 3, H, W) from which int8 ranges are read.
         costs: cost table in MACs, for `Prediction.cost`; the point's own when omitted.
 
     Warns:
@@ -155,19 +173,31 @@ def compile_runner(
     """
     if point is not None and (policy is not None or active is not None):
         raise OfframpError("give an operating point, or policy and active, not both")
-    build = ENGINES.get(engine)()
     if point is not None:
         policy, active, costs = point.policy_object(), point.active, costs or point.macs
+        engine, precision = engine or point.engine, precision or point.precision
+    engine = engine or "torch"
+    options = EngineOptions(
+        precision=precision,
+        device=None if device is None else torch.device(device),
+        threads=threads,
+        batch_size=batch_size,
+        calibration=calibration,
+    )
+    build = ENGINES.get(engine)(options)
     chosen = sorted(set(range(len(model.exits)) if active is None else active))
     if policy is None and chosen:
         raise OfframpError("compile needs an operating point or a policy (or active=() for none)")
     if policy is not None:
         policy.check(model.num_exits)
-    program = build.prepare(model, chosen, device=None if device is None else torch.device(device))
     if point is not None:
         fingerprint, versions = model.fingerprint(), describe_versions()
-        for change in point.check(fingerprint, engine, program.precision, versions):
+        wanted = str(next(model.parameters()).dtype).removeprefix("torch.")
+        computed = wanted if build.precision == "model" else build.precision
+        for change in point.check(fingerprint, engine, computed, versions):
             warnings.warn(change, stacklevel=2)
+    parts = build_parts(model, chosen, policy, device=build.device, dtype=build.part_dtype)
+    program = build.prepare(parts)
     if costs is not None and (costs.unit != "MACs" or costs.num_exits != model.num_exits):
         raise OfframpError(
             f"costs are {costs.unit} of {costs.num_exits} exits; expected MACs of {model.num_exits}"

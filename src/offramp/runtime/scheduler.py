@@ -1,7 +1,7 @@
 """Throughput mode: survivors of several batches are regrouped, so that deep segments run full."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -9,6 +9,9 @@ from torch import Tensor
 
 from offramp.runtime.inputs import InputCheck
 from offramp.runtime.stages import Departure, Flow, Stages
+
+Start = Callable[[int, Tensor | None], tuple[Tensor, ...]]
+"""How many samples, their ids → the policy's fresh memory."""
 
 
 class Answers(NamedTuple):
@@ -89,9 +92,15 @@ class Scheduler:
     """
 
     def __init__(
-        self, stages: Stages, check: InputCheck, num_classes: int, batch_size: int, max_waiting: int
+        self,
+        stages: Stages,
+        check: InputCheck,
+        start: Start,
+        num_classes: int,
+        batch_size: int,
+        max_waiting: int,
     ) -> None:
-        self.stages, self.check = stages, check
+        self.stages, self.check, self.start = stages, check, start
         self.batch_size, self.max_waiting = batch_size, max_waiting
         self.queues = [Queue() for _ in range(len(stages))]
         self.collector = Collector(num_classes, check.device, check.dtype)
@@ -117,8 +126,7 @@ class Scheduler:
         self.collector.expect(n)
         if n:
             ids = torch.arange(first, first + n, device=images.device)
-            memory = self.stages.start(n, ids, images.device)
-            self.queues[0].push(Flow(ids, (images,), memory))
+            self.queues[0].push(Flow(ids, (images, *self.start(n, ids))))
 
     def _run(self, *, partial: bool) -> None:
         while (stage := self._next(partial=partial)) is not None:
@@ -143,17 +151,10 @@ class Scheduler:
 
 def _slice(flow: Flow, start: int, stop: int) -> Flow:
     rows = None if flow.rows is None else flow.rows[start:stop]
-    return Flow(
-        rows,
-        tuple(tensor[start:stop] for tensor in flow.state),
-        tuple(tensor[start:stop] for tensor in flow.memory),
-    )
+    return Flow(rows, tuple(tensor[start:stop] for tensor in flow.tensors))
 
 
 def _concatenate(flows: list[Flow]) -> Flow:
     rows = [flow.rows for flow in flows if flow.rows is not None]
-    return Flow(
-        torch.cat(rows),
-        tuple(torch.cat(parts) for parts in zip(*(flow.state for flow in flows), strict=True)),
-        tuple(torch.cat(parts) for parts in zip(*(flow.memory for flow in flows), strict=True)),
-    )
+    columns = zip(*(flow.tensors for flow in flows), strict=True)
+    return Flow(torch.cat(rows), tuple(torch.cat(parts) for parts in columns))

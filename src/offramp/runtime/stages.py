@@ -4,25 +4,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from offramp.policies import Memory, Policy, ScalarPolicy
-from offramp.runtime.engines.engine import CompiledSegment
+from offramp.runtime.engines.engine import CompiledSegment, Program
 
-State = tuple[Tensor, ...]
+Tensors = tuple[Tensor, ...]
 
 
 class Flow(NamedTuple):
-    """Samples under way: their places (n,) int64 (None: 0 … n−1), state and policy memory."""
+    """Samples under way: their places (n,) int64 (None: 0 … n−1), and what the next part takes."""
 
     rows: Tensor | None
-    state: State
-    memory: Memory
+    tensors: Tensors
 
     @property
     def samples(self) -> int:
-        return len(self.state[0])
+        return len(self.tensors[0])
 
 
 class Departure(NamedTuple):
@@ -47,52 +44,50 @@ class Executed:
 
 
 class Stages:
-    """The segments of a runner with one policy: `advance` runs one and splits the batch.
+    """The segments of a program: `advance` runs one and splits the batch.
 
     The device is waited for once per segment (how many stop?). Nobody stops: nothing is copied.
     Everybody stops: nothing further runs.
+
+    Args:
+        program: what to run.
+        keep: hand out flows that stay valid while the same segment runs again.
     """
 
-    def __init__(self, segments: Sequence[CompiledSegment], policy: Policy | None) -> None:
-        self.segments = list(segments)
-        self.policy = policy
-        # A scalar policy answers with the exit's logits: at the last exit its reading is idle work.
-        self._read_last = policy is not None and type(policy).step is not ScalarPolicy.step
+    def __init__(self, program: Program, *, keep: bool = False) -> None:
+        self.segments: Sequence[CompiledSegment] = program.segments
+        self._copy = keep and program.borrowed
         exits = tuple(segment.exit_index for segment in self.segments)
         self.executed = Executed(exits, [0] * len(exits), [0] * len(exits))
 
     def __len__(self) -> int:
         return len(self.segments)
 
-    def start(self, batch: int, ids: Tensor | None, device: torch.device) -> Memory:
-        return () if self.policy is None else self.policy.start(batch, ids=ids, device=device)
-
     def advance(self, stage: int, flow: Flow) -> tuple[Flow | None, Departure | None]:
         """Run segment ``stage``: those who go on (None: nobody), those who leave (None: nobody)."""
-        k, call = self.segments[stage]
+        layout, call = self.segments[stage]
         n = flow.samples
         self.executed.calls[stage] += 1
         self.executed.samples[stage] += n
-        state, outputs = call(*flow.state)
-        if stage == len(self.segments) - 1:
-            answer = outputs.logits
-            if self._read_last and self.policy is not None:
-                _, answer, _ = self.policy.step(k, outputs, flow.memory)
-            return None, Departure(flow.rows, k, answer)
-        assert self.policy is not None
-        stop, answer, memory = self.policy.step(k, outputs, flow.memory)
+        returned = call(*flow.tensors)
+        if not layout.flow:
+            return None, Departure(flow.rows, layout.exit_index, returned[0])
+        *tensors, answer, stop, _ = returned
         leaving = int(stop.item() if n == 1 else stop.sum().item())  # the one wait
         if leaving == 0:
-            return Flow(flow.rows, state, memory), None
+            onward = tuple(t.clone() for t in tensors) if self._copy else tuple(tensors)
+            return Flow(flow.rows, onward), None
         if leaving == n:
-            return None, Departure(flow.rows, k, answer)
+            return None, Departure(flow.rows, layout.exit_index, answer)
         order = stop.argsort(stable=True)  # False before True, so without another wait
         kept, left = order[: n - leaving], order[n - leaving :]
-        departure = Departure(_rows(flow.rows, left), k, answer.index_select(0, left))
-        return Flow(_rows(flow.rows, kept), take(state, kept), take(memory, kept)), departure
+        departure = Departure(
+            _rows(flow.rows, left), layout.exit_index, answer.index_select(0, left)
+        )
+        return Flow(_rows(flow.rows, kept), take(tuple(tensors), kept)), departure
 
 
-def take(tensors: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]:
+def take(tensors: Tensors, index: Tensor) -> Tensors:
     """Samples ``index`` of batch-first tensors."""
     return tuple(tensor.index_select(0, index) for tensor in tensors)
 

@@ -1,0 +1,90 @@
+"""Parts as graphs: torch.export with a free batch axis, then ONNX or OpenVINO."""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from offramp.errors import OfframpError
+from offramp.runtime.extras import require
+from offramp.runtime.parts import Part
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+OPSET = 20
+
+
+def trace(part: Part) -> "ExportedProgram":
+    """The graph of a part, for any batch size.
+
+    Raises:
+        OfframpError: when the part cannot be traced, naming the segment.
+    """
+    free = (tuple({0: torch.export.Dim.DYNAMIC} for _ in part.example),)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(part, part.example, dynamic_shapes=free)
+    except Exception as error:
+        raise _refusal(part, "torch.export", error) from error
+
+
+def write_onnx(part: Part, file: Path, *, opset: int = OPSET) -> None:
+    """Write a part as ONNX, inputs and outputs named by its layout, the batch axis ``batch``."""
+    require("onnxscript", "onnxruntime", "ONNX export")
+    axes = {name: {0: "batch"} for name in part.layout.inputs}
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = torch.onnx.export(
+                trace(part),
+                dynamo=True,
+                input_names=list(part.layout.inputs),
+                output_names=list(part.layout.outputs),
+                opset_version=opset,
+                dynamic_axes=axes,
+                verbose=False,
+            )
+    except OfframpError:
+        raise
+    except Exception as error:
+        raise _refusal(part, "ONNX", error) from error
+    assert graph is not None
+    graph.save(file)
+
+
+def to_openvino(part: Part) -> Any:
+    """A part as an OpenVINO model, tensors named by its layout, shapes bound but for the batch."""
+    ov = require("openvino", "openvino", "the OpenVINO engine")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = ov.convert_model(trace(part))
+    except OfframpError:
+        raise
+    except Exception as error:
+        raise _refusal(part, "OpenVINO", error) from error
+    model.reshape(
+        {
+            port: ov.PartialShape([-1, *tensor.shape[1:]])
+            for port, tensor in zip(model.inputs, part.example, strict=True)
+        }
+    )
+    for port, name in zip(model.inputs, part.layout.inputs, strict=True):
+        port.get_tensor().set_names({name})
+    for port, name in zip(model.outputs, part.layout.outputs, strict=True):
+        port.get_tensor().set_names({name})
+    return model
+
+
+def _refusal(part: Part, target: str, error: Exception) -> OfframpError:
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # exporters wrap what went wrong in advice
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else ""
+    return OfframpError(
+        f"the segment that ends in exit {part.layout.exit_index} cannot be expressed in {target}: "
+        f"{type(error).__name__}: {first[:300]}"
+    )
