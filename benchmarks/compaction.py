@@ -17,12 +17,11 @@ from typing import Any
 import torch
 
 from offramp.calibration import OperatingPoint
-from offramp.costs import describe_environment, latency_table, model_costs
-from offramp.data import batches
+from offramp.costs import describe_environment, model_costs
 from offramp.errors import OfframpError
 from offramp.files import write_json
 from offramp.runs import RunFolder
-from offramp.runtime import BenchResult, bench
+from offramp.runtime import BenchResult, bench, latency_table
 
 # The targets of the project: speed-up in time over speed-up in MACs, and time without exits.
 EFFICIENCY = {1: 0.85, 8: 0.9, 64: 0.9}
@@ -34,7 +33,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(arguments.threads)
     run = RunFolder(arguments.run).check()
     model = run.model.eval()
-    images = real_images(run, arguments.split, arguments.images)
+    images = run.images(arguments.split, arguments.images)
     sizes = [int(size) for size in arguments.batch.split(",")]
     costs = model_costs(model)
     results = {}
@@ -60,13 +59,6 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         "latency": {str(size): table.model_dump(mode="json") for size, table in tables.items()},
         "points": {name: result.model_dump(mode="json") for name, result in results.items()},
     }
-
-
-def real_images(run: RunFolder, split: str, count: int) -> torch.Tensor:
-    """The first ``count`` images of a random draw from a split, preprocessed: (n, 3, H, W)."""
-    samples = run.data.split(split).limited(count)
-    stream = batches(samples, batch_size=64, preprocessing=run.model.preprocessing)
-    return torch.cat([batch.images for batch in stream])
 
 
 def show(name: str, result: BenchResult) -> None:

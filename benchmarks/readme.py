@@ -1,9 +1,10 @@
-"""The README's picture and table, from committed results.
+"""Pictures and tables of README and docs, from committed results.
 
     python benchmarks/readme.py
 
 Reads ``benchmarks/results/early_exit.json`` and ``compaction.json`` (the same LGViT run), writes
-``docs/tradeoff.png`` and the part of ``README.md`` between the two marks.
+``docs/tradeoff.png`` and the part of ``README.md`` between the two marks; from
+``every_backbone.json`` that of ``docs/backbones.md``.
 """
 
 import json
@@ -35,12 +36,18 @@ def main() -> None:
     picture.parent.mkdir(exist_ok=True)
     with styled("readme"):
         save_png(draw(lgvit, linear, table), picture)
-    readme = HOME / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    fill(HOME / "README.md", words(lgvit, linear, timing, minutes))
+    every = RESULTS / "every_backbone.json"
+    if every.is_file():
+        found = json.loads(every.read_text(encoding="utf-8"))
+        fill(HOME / "docs" / "backbones.md", backbones(found))
+
+
+def fill(page: Path, measured: str) -> None:
+    """Replace what stands between a page's two marks."""
+    text = page.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    write_atomic(
-        readme, before + BEGIN + "\n" + words(lgvit, linear, timing, minutes) + END + after
-    )
+    write_atomic(page, before + BEGIN + "\n" + measured + END + after)
 
 
 def draw(lgvit: Json, linear: Json, table: CostTable) -> Any:
@@ -132,6 +139,50 @@ def words(lgvit: Json, linear: Json, timing: Json, minutes: dict[str, float]) ->
             f"{row['no_exit_overhead']:.3f} |"
         )
     return "\n".join(lines) + "\n\nFiles: `benchmarks/results/`, commands inside.\n"
+
+
+def backbones(found: Json) -> str:
+    """One row per backbone: what it is, what it learnt, what its operating point saves."""
+    models: dict[str, Json] = found["models"]
+    first = next(iter(models.values()))
+    hardware, settings = first["environment"]["hardware"], first["settings"]
+    sizes = settings["bench"]["batch"].split(",")
+    columns = ["model", "family", "pixels", "parameters", "MACs", "exits after", "training"]
+    columns += ["full", "point", "lost", "layers", "MACs"]
+    columns += [f"time, batch {size}" for size in sizes]
+    lines = [
+        f"{first['dataset']}: {first['samples']:,} test images, torch on {hardware['cpu']} with "
+        f"{settings['threads']} threads. The commonest answer alone would be right on "
+        f"{first['commonest']:.1f} %. Points promise at most {settings['max_drop']:g} "
+        f"{'point' if settings['max_drop'] == 1 else 'points'} lost, on a calibration split; "
+        "*full* and *point* are test accuracies in percent, *lost* their difference with its 95 % "
+        "interval, and layers, MACs (of the heads too) and time are speed-ups.",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+    ]
+    for name, model in models.items():
+        point, (height, width) = model["point"], model["image_size"]
+        low, high = point["drop_interval"]
+        kinds = dict.fromkeys(head["head"] for head in model["heads"])
+        places = ", ".join(str(head["after"]) for head in model["heads"])
+        cells = [
+            name,
+            model["family"],
+            str(height) if height == width else f"{height}×{width}",
+            f"{model['parameters'] / 1e6:.1f} M",
+            f"{model['macs'] / 1e6:.0f} M",
+            f"{places} of {model['depth']} ({'/'.join(kinds)})",
+            f"{model['training_seconds']:.0f} s",
+            f"{model['full_accuracy']:.2f}",
+            f"{point['accuracy']:.2f}",
+            f"{point['drop']:.2f} ({low:.2f} … {high:.2f})",
+            f"{point['layers']:.2f}×",
+            f"{point['macs']:.2f}×",
+            *(f"{model['batches'][size]['speedup_time']:.2f}×" for size in sizes),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\nFile: `benchmarks/results/every_backbone.json`.\n"
 
 
 if __name__ == "__main__":

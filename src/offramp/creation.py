@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from offramp.backbones import Pretrained, build_backbone, preprocessing_of
+from offramp.backbones import Built, Pretrained, build, preprocessing_of
 from offramp.chains import Chain, chain
+from offramp.chains.shapes import size_refusals
 from offramp.errors import OfframpError
 from offramp.exits import ExitSpec, expand_layout
 from offramp.model import MultiExitModel
@@ -27,12 +28,13 @@ def create(
     image_size: int | tuple[int, int] | None = None,
     backbone_args: dict[str, Any] | None = None,
     labels: list[str] | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | Any = None,
 ) -> MultiExitModel:
     """Give a backbone early exits.
 
     Args:
-        backbone: timm name, or a model object (then it is used as it is).
+        backbone: timm name, or a model object (then it is used as it is), also an image classifier
+            of ``transformers``.
         exits: a layout (``"lgvit"``), a head's name for that head everywhere (``"linear"``), or one
             specification per exit: ``{"after": 4, "head": "lph", "options": {"kernel": 3}}``.
         count: number of exits, placed at equal MACs. Default: 8, fewer on shallow backbones.
@@ -42,14 +44,15 @@ def create(
         image_size: pixels; None keeps the backbone's own.
         backbone_args: further keyword arguments of ``timm.create_model``.
         labels: class names by index.
-        preprocessing: overrides what the backbone's ``pretrained_cfg`` says.
+        preprocessing: instead of what the backbone says of itself; an image processor of
+            ``transformers`` will do.
 
     Raises:
         OfframpError: for unknown names, positions outside the backbone, impossible options.
     """
     if isinstance(backbone, str):
         name = backbone
-        module = build_backbone(
+        module, arguments = build(
             name,
             num_classes=num_classes,
             pretrained=pretrained,
@@ -57,7 +60,7 @@ def create(
             arguments=backbone_args,
         )
     else:
-        module, name = backbone, _name_of(backbone)
+        name, (module, arguments) = _name_of(backbone), Built(backbone, dict(backbone_args or {}))
     links = chain(module, image_size=image_size)
     if links.num_classes < 1:
         raise OfframpError(f"{name} has no classifier of its own: give num_classes=")
@@ -69,16 +72,13 @@ def create(
         if count is not None or at is not None:
             raise OfframpError("count and at go with a layout's name, not with a list of exits")
         specs = [e if isinstance(e, ExitSpec) else ExitSpec.model_validate(e) for e in exits]
-    arguments = dict(backbone_args or {})
-    if isinstance(backbone, str) and image_size is not None:
-        arguments["img_size"] = image_size
     config = ModelConfig(
         backbone=name,
         backbone_args=arguments,
         external=not isinstance(backbone, str),
         num_classes=links.num_classes,
         exits=sorted(specs, key=lambda spec: spec.after),
-        preprocessing=preprocessing or preprocessing_of(module, links.image_size),
+        preprocessing=preprocessing_of(links, preprocessing),
         labels=labels,
     )
     return MultiExitModel(module, config)
@@ -87,17 +87,16 @@ def create(
 @torch.no_grad()
 def step_costs(links: Chain) -> list[int]:
     """MACs of each step for one image, for the placement of exits."""
+    from offramp.costs.evaluating import evaluating
     from offramp.costs.macs import count_macs
 
-    training = links.backbone.training
-    links.backbone.eval()
     device = next(links.backbone.parameters()).device
-    state = links.embed(torch.zeros(1, links.in_chans, *links.image_size, device=device))
     costs = []
-    for step in links.steps:
-        costs.append(count_macs(step, *state))
-        state = step(*state)
-    links.backbone.train(training)
+    with evaluating(links.backbone), size_refusals(links):
+        state = links.embed(torch.zeros(1, links.in_chans, *links.image_size, device=device))
+        for step in links.steps:
+            costs.append(count_macs(step, *state))
+            state = step(*state)
     return costs
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from offramp import vision_cure
 from offramp.backbones import build_backbone
@@ -18,12 +19,15 @@ from offramp.files import read_json, read_tensors, write_atomic, write_json
 from offramp.hub import RECIPE
 from offramp.model import MultiExitModel
 from offramp.recording import collect
+from offramp.runtime.engines import ALIASES, ENGINES, EngineOptions
 from offramp.training.checkpoint import CHECKPOINT
 from offramp.training.context import LoopOptions
 from offramp.training.loop import Trainer
 from offramp.training.metrics import read_metrics
 from offramp.training.run_config import RunConfig, load_run_config
 from offramp.training.stage_run import PLAIN
+
+RANGE_IMAGES = 256  # images from which int8 ranges are read
 
 
 class RunFolder:
@@ -62,32 +66,92 @@ class RunFolder:
         """MACs per image between exits, counted on what inference runs."""
         return model_costs(self.model)
 
-    def records(self, split: str, *, progress: bool = True) -> Records:
-        """Records of a split: from disk if this model made them, else collected and saved."""
-        path = self.path / f"records-{split}.safetensors"
+    def records(
+        self,
+        split: str,
+        *,
+        engine: str = "torch",
+        precision: str | None = None,
+        progress: bool = True,
+    ) -> Records:
+        """Records of a split: from disk if this model made them, else collected and saved.
+
+        Those of another engine or precision than torch at the model's own have their own file,
+        ``records-SPLIT-ENGINE-PRECISION.safetensors``.
+        """
+        options = self.engine_options(engine, precision)
+        computed = ENGINES.get(engine)(options).precision
+        suffix = "" if (engine, computed) == ("torch", "model") else f"-{engine}-{computed}"
+        path = self.path / f"records-{split}{suffix}.safetensors"
         if path.is_file():
             records = Records.load(path)
             if records.meta.fingerprint == self.model.fingerprint():
                 return records
-        records = collect(self.model, self.data, split=split, progress=progress)
+        records = collect(
+            self.model,
+            self.data,
+            split=split,
+            engine=engine,
+            precision=options.precision,
+            calibration=options.calibration,
+            progress=progress,
+        )
         records.save(path)
         return records
+
+    def engine_options(
+        self, engine: str = "torch", precision: str | None = None, **more: Any
+    ) -> EngineOptions:
+        """How to compile this run's model; at int8 with the images that ranges are read from."""
+        wanted = precision and ALIASES.get(precision, precision)
+        if wanted == str(next(self.model.parameters()).dtype).removeprefix("torch."):
+            wanted = None if engine == "torch" else wanted  # torch as the model is
+        images = self.images("calibration", RANGE_IMAGES) if wanted == "int8" else None
+        return EngineOptions(precision=wanted, calibration=images, **more)
+
+    def images(self, split: str, count: int) -> Tensor:
+        """Preprocessed images (N, 3, H, W) of a split, N at most ``count``, always the same."""
+        part = self.data.split(split).limited(count)
+        stream = batches(part, batch_size=count, preprocessing=self.model.preprocessing)
+        return next(iter(stream)).images
 
     def points(self) -> dict[str, OperatingPoint]:
         """Operating points by name, the oldest first."""
         files = sorted((self.path / "points").glob("*.json"), key=lambda f: f.stat().st_mtime)
         return {file.stem: OperatingPoint.load(file) for file in files}
 
-    def point(self, name: str | None = None) -> tuple[str, OperatingPoint]:
-        """The operating point ``name``; None takes the newest."""
+    def point(
+        self, name: str | None = None, *, engine: str | None = None, precision: str | None = None
+    ) -> tuple[str, OperatingPoint]:
+        """The operating point ``name``; None takes the newest.
+
+        Args:
+            engine, precision: what it must have been calibrated on; the engine's default precision
+                when only the engine is given.
+        """
         points = self.points()
         if not points:
             raise OfframpError(f"{self.path} has no operating point: run offramp calibrate first")
-        if name is None:
-            name = list(points)[-1]
-        if name not in points:
+        if name is not None and name not in points:
             raise OfframpError(f"{self.path} has no point {name!r} (known: {', '.join(points)})")
-        return name, points[name]
+        if engine is None:
+            name = name or list(points)[-1]
+            return name, points[name]
+        computed = ENGINES.get(engine)(EngineOptions(precision=precision)).precision
+        if computed == "model":
+            computed = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        fitting = [
+            key
+            for key, point in points.items()
+            if (point.engine, point.precision) == (engine, computed) and name in (None, key)
+        ]
+        if not fitting:
+            which = f"point {name!r} is not" if name else f"{self.path} has no point"
+            raise OfframpError(
+                f"{which} calibrated on {engine} at {computed}: "
+                f"offramp calibrate {self.path} --engine {engine} --precision {computed} …"
+            )
+        return fitting[-1], points[fitting[-1]]
 
     def evaluation(self) -> dict[str, Any] | None:
         return self._json("evaluation.json")
@@ -170,6 +234,8 @@ def calibrate_run(
     max_cost: float | None = None,
     certainty: float | None = None,
     temperatures: bool = False,
+    engine: str = "torch",
+    precision: str | None = None,
     times: CostTable | None = None,
     name: str | None = None,
     split: str = "calibration",
@@ -183,10 +249,11 @@ def calibrate_run(
         max_cost: share of the full model's cost that may be spent.
         temperatures: fit a temperature per exit first.
         certainty: for ``max_drop``, how sure to be, as for `offramp.calibrate`.
+        engine, precision: what the point will run on: it is calibrated on records made with them.
         times: a latency table; then the cost is measured time instead of MACs.
-        name: the point's name; by default made from policy and target.
+        name: the point's name; by default made from policy, target and engine.
     """
-    records = run.records(split, progress=progress)
+    records = run.records(split, engine=engine, precision=precision, progress=progress)
     point = calibrate(
         records,
         policy=policy,
@@ -198,7 +265,8 @@ def calibrate_run(
         macs=run.costs,
     )
     target = f"max-drop-{max_drop:g}" if max_drop is not None else f"max-cost-{max_cost:g}"
-    name = name or f"{policy}-{target}{'-time' if times else ''}"
+    where = "" if point.engine == "torch" else f"-{point.engine}-{point.precision}"
+    name = name or f"{policy}-{target}{where}{'-time' if times else ''}"
     point.save(run.path / "points" / f"{name}.json")
     return name, point
 
@@ -219,7 +287,10 @@ def evaluate_run(run: RunFolder, *, split: str = "test", progress: bool = True) 
             zip(records.meta.exit_names, records.accuracy, strict=True)
         )
     ]
-    points = {name: evaluate(point, records) for name, point in run.points().items()}
+    points = {
+        name: evaluate(point, _records_for(run, point, records, split, progress))
+        for name, point in run.points().items()
+    }
     result: dict[str, Any] = {
         "dataset": records.meta.dataset,
         "split": split,
@@ -247,6 +318,16 @@ def evaluate_run(run: RunFolder, *, split: str = "test", progress: bool = True) 
     }
     write_atomic(run.path / "README.md", run.model.card())
     return result
+
+
+def _records_for(
+    run: RunFolder, point: OperatingPoint, records: Records, split: str, progress: bool
+) -> Records:
+    """Records of the engine and precision a point belongs to."""
+    meta = records.meta
+    if (point.engine, point.precision) == (meta.engine, meta.precision):
+        return records
+    return run.records(split, engine=point.engine, precision=point.precision, progress=progress)
 
 
 @torch.inference_mode()

@@ -84,7 +84,8 @@ def test_bench_writes_what_it_shows(offramp: Offramp, run: Path) -> None:
     assert [found["batch_size"] for found in result["results"][0]["batches"]] == [1, 8]
     shown = offramp("bench", run, *options, "--point", "first")
     assert shown.code == 0
-    assert all(word in shown.out for word in ("full, ms", "layers", "MACs", "time", "overhead"))
+    assert all(word in shown.out for word in ("full", "layers", "MACs", "time", "reached"))
+    assert json.loads(shown.out.splitlines()[-1])[0]["batch_size"] == 1
 
 
 def test_predict_answers_every_image(offramp: Offramp, run: Path, picture: Path) -> None:

@@ -19,8 +19,13 @@ OPTIONS = {
         {"residual": False},
         {"expansion": 2.0},
         {"final_activation": True},
+        {"norm": True},
+        {"norm": True, "kernel": 1, "residual": False},
     ],
-    "gah": [{"ratio": r, "convergence": c} for r in (1, 2, 3) for c in ("stride", "mean")],
+    "gah": [
+        *({"ratio": r, "convergence": c} for r in (1, 2, 3) for c in ("stride", "mean")),
+        {"norm": True},
+    ],
 }
 CASES = [(name, options) for name in EXITS.names() for options in OPTIONS.get(name, [{}])]
 

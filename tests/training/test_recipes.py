@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from families import SWIN, from_timm
 from offramp.chains import State
+from offramp.creation import create
 from offramp.data import open_dataset
 from offramp.errors import OfframpError
 from offramp.fitting import fit
@@ -194,6 +196,44 @@ def test_stage_two_terms_follow_the_card() -> None:
     expected = sum(F.mse_loss(others[k], others[3]) for k in (0, 1, 2))
     expected += sum(F.mse_loss(gram(others[k]), gram(others[7])) for k in (4, 5, 6))
     torch.testing.assert_close(homo, expected)
+
+
+def pyramid(exits: list[dict]) -> MultiExitModel:
+    """Swin: blocks 1–2 read 16×16×16, 3–5 8×8×32, 6–9 4×4×64, 10–11 2×2×128."""
+    torch.manual_seed(0)
+    backbone = from_timm("swin_tiny_patch4_window7_224", **(SWIN | {"depths": (2, 3, 4, 2)}))()
+    return create(backbone, exits=exits).eval()
+
+
+def test_stage_two_compares_features_of_one_shape() -> None:
+    """In a pyramid the last block teaches its own stage, deeper heads their kind in their stage."""
+    kinds = ["lph", "lph", "lph", "lph", "lph", "gah", "lph", "gah", "gah", "gah"]
+    exits = [{"after": i + 1, "head": head} for i, head in enumerate(kinds)]
+    model = pyramid(exits)
+    objective = _Recorded(model, Distillation())
+    assert objective.groups == [[0, 1], [2, 3, 4], [5, 7, 8], [6], [9]]
+    assert objective.taught == [9]
+    shapes = [(256, 16)] * 2 + [(64, 32)] * 3 + [(4, 64), (16, 64), (4, 64), (4, 64), (1, 128)]
+    features = [torch.randn(2, *shape) for shape in shapes]
+    patches = torch.randn(2, 4, 128)
+    hete, homo = objective.parts(features, patches)
+    torch.testing.assert_close(hete, feature_divergence(features[9], patches[:, :1]))
+    expected = F.mse_loss(features[0], features[1])
+    expected += sum(F.mse_loss(features[k], features[4]) for k in (2, 3))
+    expected += sum(F.mse_loss(gram(features[k]), gram(features[8])) for k in (5, 7))
+    torch.testing.assert_close(homo, expected)
+    batch = step(model)
+    values = SelfDistillation(model, Distillation())(batch)
+    values["loss"].backward()
+    assert all(p.grad is not None for p in model.exits.parameters())
+    assert all(p.grad is None for p in model.backbone.parameters())
+
+
+def test_stage_two_without_comparable_features_learns_from_predictions() -> None:
+    model = pyramid([{"after": 2, "head": "lph"}, {"after": 5, "head": "gah"}])
+    values = SelfDistillation(model, Distillation())(step(model))
+    assert values["hete"] == values["homo"] == 0
+    torch.testing.assert_close(values["loss"], 0.7 * values["task"] + 0.3 * values["prediction"])
 
 
 @pytest.mark.parametrize("detach", [True, False])

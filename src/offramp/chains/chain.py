@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from offramp.registry import Registry
 class Chain(nn.Module, ABC):
     """A backbone as a chain of steps, bound to one image size.
 
-    ``finish(steps(embed(images)))`` equals ``backbone(images)`` bit for bit on CPU. The chain owns
+    ``finish(steps(embed(images)))`` equals ``whole(images)`` bit for bit on CPU. The chain owns
     nothing but the backbone: its steps are views of the backbone's blocks, so training, moving and
     saving act on the one original module.
     """
@@ -27,6 +28,19 @@ class Chain(nn.Module, ABC):
         super().__init__()
         self.backbone = backbone
         self._views = tuple(steps)  # a tuple is not registered: parameters are listed once
+
+    @property
+    def whole(self) -> nn.Module:
+        """The unmodified backbone as images → logits, to compare with and to measure against.
+
+        It is the backbone itself, unless that answers with more than logits.
+        """
+        return self.backbone
+
+    @property
+    def input_defaults(self) -> dict[str, Any]:
+        """What the backbone expects of images, as far as it says: timm's mean, std, crop_pct …"""
+        return getattr(self.backbone, "pretrained_cfg", None) or {}
 
     @property
     def steps(self) -> tuple[nn.Module, ...]:
@@ -90,6 +104,15 @@ class Family:
 FAMILIES: Registry[Family] = Registry("backbone family")
 
 
+def descends(model: nn.Module, package: str, *names: str) -> bool:
+    """Whether the model's class, or one it derives from, is a class of ``package`` so named.
+
+    Nothing is imported: a library that is not installed cannot have made the model.
+    """
+    kinds = type(model).__mro__
+    return any(k.__name__ in names and f"{k.__module__}.".startswith(f"{package}.") for k in kinds)
+
+
 def chain(model: nn.Module, *, image_size: int | tuple[int, int] | None = None) -> Chain:
     """See a backbone as a chain of steps.
 
@@ -107,5 +130,6 @@ def chain(model: nn.Module, *, image_size: int | tuple[int, int] | None = None) 
             return family.build(model, size)
     raise OfframpError(
         f"{type(model).__name__} is no backbone Offramp can see as a chain "
-        f"(families: {', '.join(FAMILIES.names())}; CONTRIBUTING.md shows how to add one)"
+        f"(families: {', '.join(FAMILIES.names())}; offramp list models names their members, "
+        "CONTRIBUTING.md shows how to add one)"
     )

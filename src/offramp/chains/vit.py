@@ -30,8 +30,8 @@ class ViTChain(Chain):
         super().__init__(backbone, [ViTStep(block) for block in _children(backbone, "blocks")])
         model = self._model
         embed = model.patch_embed
-        first = next((m for m in embed.modules() if isinstance(m, nn.Conv2d)), None)
-        if first is None or not hasattr(embed, "dynamic_feat_size"):
+        channels = _in_chans(embed)
+        if channels is None or not hasattr(embed, "dynamic_feat_size"):
             raise OfframpError(
                 f"a ViT whose patches come from {type(embed).__name__} has no fixed grid to read; "
                 "use one with timm's PatchEmbed or HybridEmbed"
@@ -46,7 +46,7 @@ class ViTChain(Chain):
                 "(build it with img_size=… or dynamic_img_size=True)"
             )
         self.image_size = (int(size[0]), int(size[1]))
-        self.in_chans = first.in_channels
+        self.in_chans = channels
         self.num_classes = int(model.num_classes)
         rows, columns = embed.dynamic_feat_size(self.image_size)
         self.grid = (int(rows), int(columns))
@@ -90,6 +90,12 @@ class ViTChain(Chain):
     @property
     def attention_heads(self) -> int:
         return int(self._model.blocks[0].attn.num_heads)
+
+
+def _in_chans(embed: nn.Module) -> int | None:
+    """Channels of the images: what the patch embedding says, or its first convolution reads."""
+    first = next((m for m in embed.modules() if isinstance(m, nn.Conv2d)), None)
+    return getattr(embed, "in_chans", first.in_channels if first else None)
 
 
 def _children(module: nn.Module, name: str) -> list[nn.Module]:

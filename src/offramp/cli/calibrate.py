@@ -45,6 +45,10 @@ def calibrate(
         Cost.macs
     ),
     batch_size: Annotated[int, typer.Option(min=1, help="Batch size for --cost time.")] = 1,
+    engine: Annotated[str, typer.Option(help="Engine it will run on.")] = "torch",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or int8; the engine's default when omitted.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split to choose on; never test.")] = "calibration",
     name: Annotated[
         str | None, typer.Option(help="Name of the point; by default from policy and target.")
@@ -53,14 +57,17 @@ def calibrate(
 ) -> None:
     """Choose the thresholds and exits that keep a promise.
 
-    Give exactly one target. The operating point is saved as RUN/points/NAME.json.
+    Give exactly one target. The operating point is saved as RUN/points/NAME.json. It belongs to one
+    engine and precision, because confidences shift from one to the other.
 
     Example: [bold]offramp calibrate runs/demo --max-drop 0.5[/]
     """
     from offramp.policies import POLICIES
     from offramp.runs import RunFolder, calibrate_run
+    from offramp.runtime import ENGINES, EngineOptions
 
     POLICIES.get(policy)  # wrong words are refused before the long pass over the data
+    ENGINES.get(engine)(EngineOptions(precision=precision))
     _check(max_drop, max_cost, split, name)
     folder = RunFolder(run).check()
     saved, point = calibrate_run(
@@ -70,7 +77,13 @@ def calibrate(
         max_cost=max_cost,
         certainty=certainty,
         temperatures=temperatures,
-        times=_latencies(folder, batch_size, as_json) if cost is Cost.time else None,
+        engine=engine,
+        precision=precision,
+        times=(
+            _latencies(folder, batch_size, engine, precision, as_json)
+            if cost is Cost.time
+            else None
+        ),
         name=name,
         split=split,
         progress=bars(as_json),
@@ -120,10 +133,13 @@ def _check(max_drop: float | None, max_cost: float | None, split: str, name: str
         raise OfframpError(f"--name {name!r}: use letters, digits, '-', '_' and '.'")
 
 
-def _latencies(run: "RunFolder", batch_size: int, as_json: bool) -> "CostTable":
-    from offramp.cli.images import real_images
-    from offramp.costs import latency_table
+def _latencies(
+    run: "RunFolder", batch_size: int, engine: str, precision: str | None, as_json: bool
+) -> "CostTable":
+    from offramp.runtime import latency_table
 
-    images = real_images(run, "calibration", max(TIMED_IMAGES, batch_size))
-    with working(f"measuring time at batch {batch_size}", as_json):
-        return latency_table(run.model, images, (batch_size,))[batch_size]
+    images = run.images("calibration", max(TIMED_IMAGES, batch_size))
+    options = run.engine_options(engine, precision)
+    with working(f"measuring time at batch {batch_size} on {engine}", as_json):
+        tables = latency_table(run.model, images, (batch_size,), engine=engine, options=options)
+        return tables[batch_size]

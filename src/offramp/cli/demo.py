@@ -54,7 +54,6 @@ def demo(
         timed = bench_run(
             run,
             point=name,
-            engines=["torch"],
             sizes=BATCH_SIZES,
             images=images,
             rounds=ROUNDS,

@@ -19,11 +19,10 @@ def fastest_exit(
 ) -> Found:
     """Measured time when every sample leaves at the first exit, no other head compiled in."""
     from offramp.cli.bench import measure
-    from offramp.cli.images import real_images
     from offramp.policies import Confidence
 
     policy = Confidence.shared(Confidence.always, run.model.num_exits)
-    pictures = real_images(run, "test", images)
+    pictures = run.images("test", images)
     found = measure(run, pictures, sizes, rounds, progress=progress, policy=policy, active=(0,))
     return found.model_dump(mode="json")
 

@@ -1,17 +1,15 @@
 """``offramp list``: what there is, read from the registries."""
 
-import inspect
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from offramp.cli.list_models import FEW, Entries, list_models, models
 from offramp.cli.terminal import AsJson, emit, show, table
-
-Entries = list[tuple[str, str]]
 
 
 class Kind(StrEnum):
@@ -42,6 +40,14 @@ def list_entries(
     pattern: Annotated[
         str | None, typer.Argument(help="Only names that match, with * and ?: 'deit*'")
     ] = None,
+    details: Annotated[
+        bool | None,
+        typer.Option(
+            "--details/--names",
+            help=f"Of models: parameters, MACs, blocks, default exits, and whether the weights are "
+            f"on this machine; or names and families only. Default: details of up to {FEW}.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List what recipes and commands may name.
@@ -52,18 +58,14 @@ def list_entries(
     if pattern is not None:
         wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
         found = [entry for entry in found if fnmatchcase(entry[0], wanted)]
-    if as_json:
-        emit([{"name": name, "summary": summary} for name, summary in found])
-    elif found:
-        show(
-            table(
-                f"{len(found)} {kind.value}",
-                ["name", "family<" if kind is Kind.models else "what it is<"],
-                found,
-            )
-        )
-    else:
+    if not found and not as_json:
         show(f"no {kind.value} match {pattern!r}" if pattern else f"no {kind.value} yet")
+    elif kind is Kind.models:
+        list_models(found, details=len(found) <= FEW if details is None else details, json=as_json)
+    elif as_json:
+        emit([{"name": name, "summary": summary} for name, summary in found])
+    else:
+        show(table(f"{len(found)} {kind.value}", ["name", "what it is<"], found))
 
 
 def registered(kind: Kind) -> Entries:
@@ -78,32 +80,3 @@ def registered(kind: Kind) -> Entries:
         for registry in registries
         for name in registry.names()
     ]
-
-
-def models() -> Entries:
-    """timm's models whose class a registered backbone family recognises.
-
-    Building 1,300 models to ask about each would take minutes, so families are shown an empty
-    instance of every class that a timm module builds from.
-    """
-    from offramp import vision_cure
-    from offramp.chains import FAMILIES
-
-    vision_cure.ensure()
-    import timm
-
-    found: Entries = []
-    for file in timm.list_modules():
-        classes = _classes(import_module(f"timm.models.{file}"))
-        for name in FAMILIES.names():
-            if any(FAMILIES.get(name).matches(kind.__new__(kind)) for kind in classes):
-                found += [(model, name) for model in timm.list_models(module=file)]
-                break
-    return sorted(found)
-
-
-def _classes(module: Any) -> list[Any]:
-    from torch import nn
-
-    members = vars(module).values()
-    return [kind for kind in members if inspect.isclass(kind) and issubclass(kind, nn.Module)]

@@ -10,6 +10,8 @@ from offramp.cli.calibrate import calibrate
 from offramp.cli.demo import demo
 from offramp.cli.errors import Commands
 from offramp.cli.eval import evaluate
+from offramp.cli.export import export
+from offramp.cli.frontier import frontier
 from offramp.cli.list import list_entries
 from offramp.cli.predict import predict
 from offramp.cli.report import report
@@ -52,6 +54,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "calibrate": calibrate,
     "bench": bench,
+    "export": export,
+    "frontier": frontier,
     "predict": predict,
     "report": report,
     "list": list_entries,

@@ -1,7 +1,6 @@
 """Costs: MACs, latency, and the machine they were measured on; the unit is always in the name."""
 
 from offramp.costs.environment import describe_environment, describe_hardware, describe_versions
-from offramp.costs.latency import latency_table
 from offramp.costs.macs import count_macs, model_costs
 from offramp.costs.table import CostTable
 
@@ -11,6 +10,5 @@ __all__ = [
     "describe_environment",
     "describe_hardware",
     "describe_versions",
-    "latency_table",
     "model_costs",
 ]

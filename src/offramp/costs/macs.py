@@ -1,10 +1,11 @@
 """Multiply-accumulates from torch's flop counter, attention included."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,9 +26,28 @@ def count_macs(run: Callable[..., Any], *inputs: Tensor) -> int:
     and pooling count nothing, as in the papers.
     """
     counter = FlopCounterMode(display=False)
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
+    with torch.inference_mode(), frozen(run), sdpa_kernel(SDPBackend.MATH), counter:
         run(*inputs)
     return int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def frozen(run: Callable[..., Any]) -> Iterator[None]:
+    """Parameters of a module, or of a method's module, need no gradient meanwhile.
+
+    The counter hangs gradient hooks on a block's inputs and fails where such an input is a view of
+    a parameter, as class tokens are in CaiT and PiT.
+    """
+    owner = run if isinstance(run, nn.Module) else getattr(run, "__self__", None)
+    found = owner.parameters() if isinstance(owner, nn.Module) else ()
+    trained = [parameter for parameter in found if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def model_costs(model: "MultiExitModel", *, form: Form = "inference") -> CostTable:
@@ -50,6 +70,6 @@ def model_costs(model: "MultiExitModel", *, form: Form = "inference") -> CostTab
             state = segment.body(*flow)
             head.append(float(count_macs(segment.read, *state)))
             flow, _ = segment.read(*state)
-        full = count_macs(model.backbone, images)
+        full = count_macs(chain.whole, images)
     meta = {"form": form, "image_size": list(chain.image_size)}
     return CostTable(unit="MACs", body=tuple(body), head=tuple(head), full=full, meta=meta)

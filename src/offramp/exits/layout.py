@@ -26,10 +26,12 @@ Layout = Callable[[Sequence[int]], list[ExitSpec]]
 LAYOUTS: Registry[Layout] = Registry("exit layout")
 register_layout = LAYOUTS.register
 
-_LPH3 = ("lph", {"kernel": 3})
-_LPH1 = ("lph", {"kernel": 1})
-_GAH2 = ("gah", {"ratio": 2})
-_GAH3 = ("gah", {"ratio": 3})
+_Head = tuple[str, dict[str, Any]]
+_LPH3: _Head = ("lph", {"kernel": 3})
+_LPH1: _Head = ("lph", {"kernel": 1})
+_GAH1: _Head = ("gah", {"ratio": 1})
+_GAH2: _Head = ("gah", {"ratio": 2})
+_GAH3: _Head = ("gah", {"ratio": 3})
 _RELEASED = {
     2: [_LPH3, _GAH2],
     4: [_LPH3, _LPH1, _GAH2, _GAH3],
@@ -41,9 +43,24 @@ _RELEASED = {
 @register_layout("lgvit")
 def lgvit_layout(positions: Sequence[int]) -> list[ExitSpec]:
     """LGViT: local heads first, global later; kernels shrink and convergence grows with depth."""
-    heads = _RELEASED.get(len(positions)) or [
-        (_LPH3, _LPH1, _GAH2, _GAH3)[4 * i // len(positions)] for i in range(len(positions))
-    ]
+    heads = _RELEASED.get(len(positions))
+    return _placed(positions, heads or _quarters(positions, _LPH3, _LPH1, _GAH2, _GAH3))
+
+
+@register_layout("lgvit-swin")
+def lgvit_swin_layout(positions: Sequence[int]) -> list[ExitSpec]:
+    """LGViT as released for Swin: less convergence on small maps, LayerNorm before classifiers."""
+    heads = _quarters(positions, _LPH3, _LPH1, _GAH1, _GAH2)
+    return _placed(positions, [(head, options | {"norm": True}) for head, options in heads])
+
+
+def _quarters(positions: Sequence[int], *kinds: _Head) -> list[_Head]:
+    """The kinds in order of depth, each on an equal share of the exits."""
+    count = len(positions)
+    return [kinds[len(kinds) * i // count] for i in range(count)]
+
+
+def _placed(positions: Sequence[int], heads: Sequence[_Head]) -> list[ExitSpec]:
     return [
         ExitSpec(after=after, head=head, options=dict(options))
         for after, (head, options) in zip(positions, heads, strict=True)

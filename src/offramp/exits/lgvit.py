@@ -6,7 +6,6 @@ locality, deep exits a self-attention head over converged (sub-sampled) patches.
 kernel 1 are linear layers on tokens here, which is the same arithmetic without layout changes.
 """
 
-import copy
 from abc import abstractmethod
 from typing import Literal
 
@@ -25,13 +24,15 @@ class LGViTExit(Exit):
     """A trunk on the patches, pooled, added to each class token and classified.
 
     ``features`` are what LGViT's second stage distils; ``align`` brings the last block's patches
-    to the same tokens.
+    to the same tokens. With ``norm`` a LayerNorm stands between features and pooling, as in the
+    released heads for Swin, whose classifiers read no class token.
     """
 
-    def __init__(self, spec: TokenSpec, num_classes: int) -> None:
+    def __init__(self, spec: TokenSpec, num_classes: int, *, norm: bool) -> None:
         if spec.grid is None:
             raise OfframpError(f"{type(self).__name__} needs tokens on a grid; these have none")
         super().__init__(spec, num_classes)
+        self.norm = nn.LayerNorm(spec.width, eps=1e-5) if norm else None
         self.classifiers = Classifiers(spec.width, num_classes, spec.class_tokens)
 
     @abstractmethod
@@ -43,14 +44,15 @@ class LGViTExit(Exit):
         return patches
 
     def classify(self, features: Tensor, tokens: Tokens) -> Outputs:
-        """Pool features (B, n, D), add each class token, classify."""
-        return Outputs(self.classifiers(_with_classes(features.mean(dim=1), tokens)))
+        """Norm and pool features (B, n, D), add each class token, classify."""
+        x = features if self.norm is None else self.norm(features)
+        return Outputs(self.classifiers(with_classes(x.mean(dim=1), tokens)))
 
     def read(self, tokens: Tokens) -> Outputs:
         return self.classify(self.features(tokens), tokens)
 
 
-def _with_classes(pooled: Tensor, tokens: Tokens) -> Tensor:
+def with_classes(pooled: Tensor, tokens: Tokens) -> Tensor:
     """g (B, D) → g + cls for every class token (B, max(T, 1), D)."""
     g = pooled.unsqueeze(1)
     return g + tokens.classes if tokens.class_tokens else g
@@ -82,6 +84,7 @@ class LPH(LGViTExit):
             only shows the class token's skip).
         expansion: hidden over token width (1 in the released model).
         final_activation: GELU before the last BatchNorm, as the paper's figure draws it.
+        norm: LayerNorm before pooling (the released heads for Swin).
     """
 
     def __init__(
@@ -93,10 +96,11 @@ class LPH(LGViTExit):
         residual: bool = True,
         expansion: float = 1.0,
         final_activation: bool = False,
+        norm: bool = False,
     ) -> None:
         if kernel < 1 or kernel % 2 == 0:
             raise OfframpError(f"lph: kernel = {kernel}, but it must be odd (1 = no depth-wise)")
-        super().__init__(spec, num_classes)
+        super().__init__(spec, num_classes, norm=norm)
         D, hidden = spec.width, max(1, round(spec.width * expansion))
         self.residual = residual
         self.expand = nn.Linear(D, hidden)
@@ -120,6 +124,8 @@ class LPH(LGViTExit):
     def for_inference(self) -> nn.Module:
         if not isinstance(self.final_activation, nn.Identity):
             return self  # GELU does not commute with pooling
+        from offramp.exits.lgvit_inference import FoldedLPH
+
         return FoldedLPH(self)
 
 
@@ -130,79 +136,6 @@ def convolve(conv: nn.Conv2d, x: Tensor, grid: tuple[int, int] | None) -> Tensor
     return conv(maps).permute(0, 2, 3, 1).flatten(1, 2)
 
 
-class FoldedLPH(nn.Module):
-    """LPH for inference: norms folded into the next layer, pooling before the last 1×1.
-
-    Exact in real arithmetic. A norm's shift ahead of the zero-padded depth-wise convolution
-    becomes a bias map (1, hidden, H, W); mean pooling commutes with the last linear and norm.
-    """
-
-    def __init__(self, head: LPH) -> None:
-        super().__init__()
-        with torch.no_grad():
-            scale, shift = head.norm1.affine_form()
-            self.expand = copy.deepcopy(head.expand)  # its own: freezing must not reach the head
-            self.depthwise: nn.Conv2d | None = None
-            if head.depthwise is not None:
-                assert head.spec.grid is not None
-                conv = copy.deepcopy(head.depthwise)
-                conv.bias = None
-                conv.weight.mul_(scale.view(-1, 1, 1, 1))
-                bias = head.depthwise(shift.view(1, -1, 1, 1).expand(1, -1, *head.spec.grid))
-                self.register_buffer("bias_map", bias.permute(0, 2, 3, 1).flatten(1, 2).clone())
-                self.depthwise = conv
-                scale, shift = head.norm2.affine_form()
-            last_scale, last_shift = head.norm3.affine_form()
-            weight = last_scale.unsqueeze(1) * head.project.weight  # (D, hidden)
-            bias = last_scale * head.project.bias + last_shift + weight @ shift
-            self.answer = PooledAnswer(head, weight * scale, bias, residual=head.residual)
-        self.requires_grad_(False)
-
-    bias_map: Tensor
-
-    def forward(self, tokens: Tokens, carry: tuple[Tensor, ...] = ()) -> tuple[Outputs, tuple]:
-        x = F.gelu(self.expand(tokens.patches))  # (B, N, hidden)
-        if self.depthwise is not None:
-            x = F.gelu(convolve(self.depthwise, x, tokens.grid) + self.bias_map)
-        return self.answer(x.mean(dim=1), tokens), carry
-
-
-class PooledAnswer(nn.Module):
-    """The last linear layer of a trunk and the classifiers behind it, as one linear layer.
-
-    With g = W m + b (+ mean patch) and logits the mean over t of C_t (g + cls_t) + c_t, the logits
-    are linear in m and in each cls_t + mean patch: one small product instead of three.
-
-    Args:
-        head: whose classifiers and class tokens.
-        weight, bias: (D, hidden) and (D,) of the trunk's last linear layer, norms folded in.
-        residual: whether the mean patch is added to g.
-    """
-
-    def __init__(self, head: LGViTExit, weight: Tensor, bias: Tensor, *, residual: bool) -> None:
-        super().__init__()
-        self.residual, self.class_tokens = residual, head.spec.class_tokens
-        with torch.no_grad():
-            layers = [m for m in head.classifiers.heads if isinstance(m, nn.Linear)]
-            mean = torch.stack([m.weight for m in layers]).mean(0)  # (C, D)
-            parts = [mean @ weight]
-            if residual or self.class_tokens:
-                parts += [m.weight / len(layers) for m in layers]
-            joined = torch.cat(parts, dim=1)
-            self.linear = nn.Linear(joined.shape[1], joined.shape[0]).to(joined)
-            self.linear.weight.copy_(joined)
-            self.linear.bias.copy_(torch.stack([m.bias for m in layers]).mean(0) + mean @ bias)
-
-    def forward(self, pooled: Tensor, tokens: Tokens) -> Outputs:
-        """Pooled trunk (B, hidden) and the tokens it came from → outputs."""
-        parts = [pooled]
-        if self.residual:
-            parts.append(_with_classes(tokens.patches.mean(dim=1), tokens).flatten(1))
-        elif self.class_tokens:
-            parts.append(tokens.classes.flatten(1))
-        return Outputs(self.linear(torch.cat(parts, dim=1) if len(parts) > 1 else pooled))
-
-
 @register_exit("gah")
 class GAH(LGViTExit):
     """LGViT's global aggregation head: self-attention over converged patches.
@@ -211,7 +144,9 @@ class GAH(LGViTExit):
         ratio: convergence r; every r-th row and column is kept, side floor((H−1)/r)+1.
         convergence: ``stride`` keeps those tokens (released code), ``mean`` averages r×r windows
             (paper's text); both keep the same number of tokens.
-        heads: attention heads, independent of the backbone's (8 in the paper).
+        heads: attention heads, independent of the backbone's; by default the largest divisor of
+            the token width up to the paper's 8.
+        norm: LayerNorm before pooling (the released heads for Swin).
     """
 
     def __init__(
@@ -221,16 +156,19 @@ class GAH(LGViTExit):
         *,
         ratio: int = 2,
         convergence: Convergence = "stride",
-        heads: int = 8,
+        heads: int | None = None,
+        norm: bool = False,
     ) -> None:
         D = spec.width
+        if heads is None:
+            heads = next(h for h in range(8, 0, -1) if D % h == 0)
         if ratio < 1:
             raise OfframpError(f"gah: ratio = {ratio}, but it must be at least 1")
         if convergence not in ("stride", "mean"):
             raise OfframpError(f"gah: convergence = {convergence!r} (use 'stride' or 'mean')")
         if heads < 1 or D % heads:
             raise OfframpError(f"gah: heads = {heads} does not divide the token width {D}")
-        super().__init__(spec, num_classes)
+        super().__init__(spec, num_classes, norm=norm)
         self.ratio, self.convergence, self.heads = ratio, convergence, heads
         self.qkv = nn.Linear(D, 3 * D, bias=False)
         self.proj = nn.Linear(D, D)
@@ -257,18 +195,6 @@ class GAH(LGViTExit):
         return self.proj(self.attend(tokens.patches))
 
     def for_inference(self) -> nn.Module:
+        from offramp.exits.lgvit_inference import PooledGAH
+
         return PooledGAH(self)
-
-
-class PooledGAH(nn.Module):
-    """GAH for inference: tokens are averaged before the output projection, which commutes."""
-
-    def __init__(self, head: GAH) -> None:
-        super().__init__()
-        self.head = copy.deepcopy(head)
-        self.answer = PooledAnswer(head, head.proj.weight, head.proj.bias, residual=False)
-        del self.head.proj, self.head.classifiers
-        self.requires_grad_(False)
-
-    def forward(self, tokens: Tokens, carry: tuple[Tensor, ...] = ()) -> tuple[Outputs, tuple]:
-        return self.answer(self.head.attend(tokens.patches).mean(dim=1), tokens), carry

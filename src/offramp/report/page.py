@@ -13,6 +13,7 @@ from offramp.calibration import Reliability, reliability
 from offramp.files import write_atomic
 from offramp.report import diagrams, facts, gallery, leavers, tradeoff
 from offramp.report.findings import Findings
+from offramp.report.frontier import plot_frontier, read_frontier
 from offramp.report.style import css_variables, save_png, styled, to_svg
 from offramp.report.tables import threshold_name
 from offramp.runs import RunFolder
@@ -39,6 +40,8 @@ class Page:
         self.findings = findings
         self.chosen = findings.headline
         self.metrics = [m for m in findings.run.metrics() if "validation" in m]
+        file = findings.run.path / "frontier.json"
+        self.frontier = read_frontier(file, findings.records.meta.fingerprint)
 
     @cached_property
     def reliability(self) -> list[Reliability]:
@@ -61,6 +64,8 @@ class Page:
         yield "reliability", partial(diagrams.plot_reliabilities, self.reliability)
         if self.metrics:
             yield "training", self._training
+        if self.frontier:
+            yield "frontier", partial(plot_frontier, self.frontier)
         if chosen is None:
             return
         yield "exits", partial(leavers.plot_shares, found, chosen)
@@ -115,6 +120,10 @@ class Page:
             "training": self._svg("training", self._training) if self.metrics else None,
             "front": facts.front(found),
             "timings": facts.timings(found),
+            "frontier": self._svg("frontier", plot_frontier, self.frontier)
+            if self.frontier
+            else None,
+            "verdicts": self.frontier.verdicts() if self.frontier else [],
             "environment": facts.environment(found),
             "commands": facts.commands(found),
         }

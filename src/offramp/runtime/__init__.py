@@ -1,7 +1,8 @@
 """Runtime: segments executed fast, so that saved arithmetic is saved time."""
 
 from offramp.runtime.benchmark import BatchBench, BenchResult, bench
-from offramp.runtime.engines import ENGINES, Engine, register_engine
+from offramp.runtime.engines import ENGINES, Engine, EngineOptions, register_engine
+from offramp.runtime.latency import latency_table
 from offramp.runtime.prediction import Prediction
 from offramp.runtime.runner import Runner, compile_runner
 
@@ -10,9 +11,11 @@ __all__ = [
     "BatchBench",
     "BenchResult",
     "Engine",
+    "EngineOptions",
     "Prediction",
     "Runner",
     "bench",
     "compile_runner",
+    "latency_table",
     "register_engine",
 ]

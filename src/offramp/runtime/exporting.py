@@ -8,6 +8,7 @@ import torch
 
 from offramp.errors import OfframpError
 from offramp.runtime.extras import require
+from offramp.runtime.onnx_attention import translations
 from offramp.runtime.parts import Part
 
 if TYPE_CHECKING:
@@ -28,13 +29,12 @@ def trace(part: Part) -> "ExportedProgram":
             warnings.simplefilter("ignore")
             return torch.export.export(part, part.example, dynamic_shapes=free)
     except Exception as error:
-        raise _refusal(part, "torch.export", error) from error
+        raise refusal(part, "torch.export", error) from error
 
 
 def write_onnx(part: Part, file: Path, *, opset: int = OPSET) -> None:
     """Write a part as ONNX, inputs and outputs named by its layout, the batch axis ``batch``."""
     require("onnxscript", "onnxruntime", "ONNX export")
-    axes = {name: {0: "batch"} for name in part.layout.inputs}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -44,15 +44,29 @@ def write_onnx(part: Part, file: Path, *, opset: int = OPSET) -> None:
                 input_names=list(part.layout.inputs),
                 output_names=list(part.layout.outputs),
                 opset_version=opset,
-                dynamic_axes=axes,
+                custom_translation_table=translations(),
                 verbose=False,
             )
     except OfframpError:
         raise
     except Exception as error:
-        raise _refusal(part, "ONNX", error) from error
+        raise refusal(part, "ONNX", error) from error
     assert graph is not None
+    _tidy(graph.model.graph)
     graph.save(file)
+
+
+def _tidy(graph: Any) -> None:
+    """Name the batch axis, and drop what the exporter notes: source lines, inferred shapes."""
+    ir = require("onnx_ir", "onnxruntime", "ONNX export")
+    ports = (*graph.inputs, *graph.outputs)
+    inner = [value for node in graph.all_nodes() for value in node.outputs]
+    for value in (*ports, *inner, *graph.initializers.values()):
+        value.metadata_props.clear()
+        value.shape = ir.Shape(["batch", *value.shape[1:]]) if value in ports else None
+        value.type = value.type if value in ports else None
+    for owner in (graph, *graph.all_nodes()):
+        owner.metadata_props.clear()
 
 
 def to_openvino(part: Part) -> Any:
@@ -65,7 +79,7 @@ def to_openvino(part: Part) -> Any:
     except OfframpError:
         raise
     except Exception as error:
-        raise _refusal(part, "OpenVINO", error) from error
+        raise refusal(part, "OpenVINO", error) from error
     model.reshape(
         {
             port: ov.PartialShape([-1, *tensor.shape[1:]])
@@ -79,7 +93,8 @@ def to_openvino(part: Part) -> Any:
     return model
 
 
-def _refusal(part: Part, target: str, error: Exception) -> OfframpError:
+def refusal(part: Part, target: str, error: Exception) -> OfframpError:
+    """The sentence for a part that ``target`` cannot take, made from what went wrong."""
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__  # exporters wrap what went wrong in advice
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp import vision_cure
+from offramp.chains.state import State
 from offramp.policies import Policy
 from offramp.segments import Segment
 
@@ -54,14 +55,16 @@ class Part(nn.Module):
     example: tuple[Tensor, ...]
 
     def __init__(
-        self, segment: Segment, policy: Policy | None, *, last: bool, state_width: int
+        self, segment: Segment, policy: Policy | None, *, bare: bool, last: bool, state_width: int
     ) -> None:
         super().__init__()
-        self.segment, self.policy, self.last = segment, policy, last
+        self.segment, self.policy, self.bare, self.last = segment, policy, bare, last
         self._state_width = state_width
 
     def forward(self, *flow: Tensor) -> tuple[Tensor, ...]:
         state, memory = flow[: self._state_width], flow[self._state_width :]
+        if self.bare:
+            return self.segment.body(*state)
         state, outputs = self.segment(*state)
         if self.policy is None:
             return (*state, *outputs)
@@ -77,6 +80,7 @@ def build_parts(
     active: Sequence[int],
     policy: Policy | None,
     *,
+    heads: bool = True,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[Part]:
@@ -89,6 +93,7 @@ def build_parts(
     Args:
         active: early exits by index; the final exit is always in.
         policy: whose decisions go in; None leaves what every exit said, for recording.
+        heads: False leaves out the heads of early exits, to measure what they cost.
         device, dtype: where and in what the parts compute; the model's own when omitted.
     """
     first = next(model.parameters())
@@ -99,22 +104,26 @@ def build_parts(
     segments = copy.deepcopy(segments, shared)  # all together: segments keep sharing one chain
     _drop_idle(nn.ModuleList(segments).to(device=device, dtype=dtype).eval())
     chain = model.chain
-    flow = (torch.zeros(EXAMPLES, chain.in_chans, *chain.image_size, device=device, dtype=dtype),)
+    images = torch.zeros(EXAMPLES, chain.in_chans, *chain.image_size, device=device, dtype=dtype)
+    flow: State = (images,)
     memory = () if policy is None else policy.start(EXAMPLES, device=device)
-    names, width = ("images",), 1
+    names: tuple[str, ...] = ("images",)
+    width = 1
     parts = []
     with torch.no_grad():  # not inference mode: exporters refuse its tensors
         for segment in segments:
             last = segment is segments[-1]
-            part = Part(segment, policy, last=last, state_width=width).eval()
+            bare = not (heads or last)
+            part = Part(segment, policy, bare=bare, last=last, state_width=width).eval()
             part.example = (*flow, *memory)
-            state, outputs = segment(*flow)
+            state, outputs = (segment.body(*flow), None) if bare else segment(*flow)
             memories = tuple(f"memory{i}" for i in range(len(memory)))
             inputs = (*names, *memories)
             flow, width = state, len(state)
             names = _state_names(model, len(state))
             decided: tuple[str, ...] = ("answer",) if last else DECISION
-            says = outputs._fields if policy is None else decided
+            said = () if outputs is None else outputs._fields
+            says = said if policy is None else decided
             onward = () if last else (*names, *memories)
             part.layout = Layout(segment.exit_index, inputs, onward, says)
             parts.append(part)

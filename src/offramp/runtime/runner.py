@@ -11,12 +11,15 @@ from offramp.costs.environment import describe_versions
 from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
 from offramp.policies import Policy
+from offramp.runtime.batching import BatchPlan, BatchTimes
 from offramp.runtime.engines import ENGINES, EngineOptions, Program
+from offramp.runtime.hosting import hosting
 from offramp.runtime.inputs import InputCheck
 from offramp.runtime.parts import build_parts
 from offramp.runtime.prediction import ExitTables, Prediction
 from offramp.runtime.scheduler import Scheduler
 from offramp.runtime.stages import Departure, Executed, Flow, Stages
+from offramp.runtime.timing import SIZES, measure_program
 
 if TYPE_CHECKING:
     from offramp.calibration.point import OperatingPoint
@@ -46,22 +49,60 @@ class Runner:
         tables: ExitTables,
         exit_names: list[str],
         engine: str,
+        plan: BatchPlan | None = None,
     ) -> None:
         self.engine, self.precision = engine, program.precision
         self.device, self.dtype = program.device, program.dtype
         self.policy, self.exit_names = policy, exit_names
         self.active = tuple(segment.exit_index for segment in program.segments[:-1])
         self.num_classes, self.tables = num_classes, tables
-        self._check = check
+        self.program, self._check = program, check
         self._stages = Stages(program)
         self._streaming = Stages(program, keep=True)
         self._streaming.executed = self._stages.executed  # one account of what ran
+        self.plan = plan
 
     @property
     def executed(self) -> Executed:
         return self._stages.executed
 
-    def _start(self, batch: int, ids: Tensor | None) -> tuple[Tensor, ...]:
+    @property
+    def plan(self) -> BatchPlan | None:
+        """Batch sizes to run at and where compaction pays; None: every size as it is, always."""
+        return self._stages.plan
+
+    @plan.setter
+    def plan(self, plan: BatchPlan | None) -> None:
+        if plan is not None:
+            _check_plan(plan.times, self)
+        self._stages.plan = self._streaming.plan = plan
+
+    def measure(
+        self, images: Tensor, sizes: Sequence[int] = SIZES, *, rounds: int = 7
+    ) -> BatchTimes:
+        """Time the segments at several batch sizes, for a `BatchPlan`.
+
+        Args:
+            images: real, preprocessed images (N, 3, H, W).
+            sizes: samples per call; larger batches are judged by the largest.
+            rounds: measured rounds.
+        """
+        return measure_program(
+            self.program,
+            self._check(images),
+            sizes,
+            engine=self.engine,
+            memory=self.memory,
+            rounds=rounds,
+        )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images it takes."""
+        return (self._check.channels, *self._check.image_size)
+
+    def memory(self, batch: int, ids: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The policy's memory of a fresh batch, which the first segment takes behind the images."""
         if self.policy is None:
             return ()
         return self.policy.start(batch, ids=ids, device=self.device)
@@ -76,12 +117,12 @@ class Runner:
         Raises:
             OfframpError: for a wrong shape or type; for NaN or infinite values, naming samples.
         """
-        with torch.inference_mode():
+        with hosting(self.program):
             images = self._check(images)
             n = len(images)
             if n == 0:
                 return self._empty()
-            flow = Flow(None, (images, *self._start(n, ids)))
+            flow = Flow(None, (images, *self.memory(n, ids)))
             departures: list[Departure] = []
             for stage in range(len(self._stages)):
                 rest, departure = self._stages.advance(stage, flow)
@@ -102,13 +143,13 @@ class Runner:
 
         Args:
             batches: preprocessed images (B, 3, H, W), each of any size.
-            batch_size: samples per segment call.
+            batch_size: samples per segment call; with a plan, the most there may be.
             max_waiting: samples held back before unfinished ones are run in partial batches.
         """
         if batch_size < 1:
             raise OfframpError(f"batch_size = {batch_size}, but it must be at least 1")
         scheduler = Scheduler(
-            self._streaming, self._check, self._start, self.num_classes, batch_size, max_waiting
+            self._streaming, self._check, self.memory, self.num_classes, batch_size, max_waiting
         )
         for answers in scheduler.stream(batches):
             yield Prediction(answers.logits, answers.exit, self.tables)
@@ -144,7 +185,9 @@ def compile_runner(
     threads: int | None = None,
     batch_size: int | None = None,
     calibration: Tensor | None = None,
+    options: EngineOptions | None = None,
     costs: CostTable | None = None,
+    plan: BatchPlan | None = None,
 ) -> Runner:
     """Compile a model for an operating point, or for a policy and the exits it uses.
 
@@ -162,7 +205,10 @@ def compile_runner(
         threads: CPU threads of one call; torch's number when omitted.
         batch_size: the only batch size that will come, where an engine gains from knowing it.
         calibration: images (N, 3, H, W) from which int8 ranges are read.
+        options: precision, device, threads, batch_size and calibration in one.
         costs: cost table in MACs, for `Prediction.cost`; the point's own when omitted.
+        plan: batch sizes to run at and where compaction pays, made from `Runner.measure`; when
+            omitted every size runs as it is and stopped samples are always dropped.
 
     Warns:
         UserWarning: for each library that changed since the point was calibrated.
@@ -177,7 +223,7 @@ def compile_runner(
         policy, active, costs = point.policy_object(), point.active, costs or point.macs
         engine, precision = engine or point.engine, precision or point.precision
     engine = engine or "torch"
-    options = EngineOptions(
+    options = options or EngineOptions(
         precision=precision,
         device=None if device is None else torch.device(device),
         threads=threads,
@@ -212,16 +258,36 @@ def compile_runner(
         tables=_tables(model, policy, chosen, costs),
         exit_names=model.exit_names,
         engine=engine,
+        plan=plan,
     )
+
+
+def _check_plan(times: BatchTimes, runner: Runner) -> None:
+    has = tuple(segment.exit_index for segment in runner.program.segments)
+    for what, measured, found in (
+        ("exits", times.exits, has),
+        ("engine", times.engine, runner.engine),
+        ("precision", times.precision, runner.precision),
+    ):
+        if measured != found:
+            raise OfframpError(
+                f"the plan was measured for {what} {measured}, but this runner has {found}: "
+                "measure again with Runner.measure"
+            )
 
 
 def _tables(
     model: "MultiExitModel", policy: Policy | None, active: Sequence[int], costs: CostTable | None
 ) -> ExitTables:
-    temperatures = getattr(policy, "temperatures", None)
-    scaled = temperatures is not None and set(temperatures) != {1.0}
     return ExitTables(
         blocks=torch.tensor(model.blocks),
         macs=None if costs is None else torch.tensor(costs.leave_cost(active), dtype=torch.float64),
-        temperatures=torch.tensor(temperatures) if scaled else None,
+        temperatures=temperatures_of(policy),
     )
+
+
+def temperatures_of(policy: Policy | None) -> Tensor | None:
+    """Softmax temperatures (K,) of a policy that has any other than 1."""
+    temperatures = getattr(policy, "temperatures", None)
+    scaled = temperatures is not None and set(temperatures) != {1.0}
+    return torch.tensor(temperatures) if scaled else None

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from offramp.runtime.batching import BatchPlan
+from offramp.runtime.hosting import hosting
 from offramp.runtime.inputs import InputCheck
 from offramp.runtime.stages import Departure, Flow, Stages
 
@@ -31,6 +33,12 @@ class Queue:
     def push(self, flow: Flow) -> None:
         self._chunks.append(flow)
         self.size += flow.samples
+
+    def own_last(self) -> None:
+        """Copy what came last and waits: the tensor it is part of may then be freed or reused."""
+        if self._chunks:
+            rows, tensors, *_ = self._chunks.pop()
+            self._chunks.append(Flow(rows, tuple(tensor.clone() for tensor in tensors)))
 
     def take(self, count: int) -> Flow:
         """The ``count`` oldest samples as one flow; copies only where chunks are joined."""
@@ -87,8 +95,10 @@ class Collector:
 class Scheduler:
     """Runs the deepest full queue first; partial batches run only when nothing else can.
 
-    At most ``batch_size`` − 1 samples wait before each segment, so memory stays bounded; answers
-    wait for the ones before them, at most ``max_waiting`` before all queues are emptied.
+    A queue is full with ``batch_size`` samples, or as soon as a plan says that waiting for more
+    would not pay. So at most ``batch_size`` − 1 samples wait before each segment, and memory stays
+    bounded; answers wait for the ones before them, at most ``max_waiting`` before all queues are
+    emptied.
     """
 
     def __init__(
@@ -102,21 +112,28 @@ class Scheduler:
     ) -> None:
         self.stages, self.check, self.start = stages, check, start
         self.batch_size, self.max_waiting = batch_size, max_waiting
+        self.plan: BatchPlan | None = stages.plan
+        self.sizes = [
+            batch_size if self.plan is None else self.plan.best_size(stage, batch_size)
+            for stage in range(len(stages))
+        ]
         self.queues = [Queue() for _ in range(len(stages))]
         self.collector = Collector(num_classes, check.device, check.dtype)
 
     def stream(self, batches: Iterable[Tensor]) -> Iterator[Answers]:
         arrived = 0
         for images in batches:
-            with torch.inference_mode():  # never around a yield: the caller's mode is its own
+            with hosting(self.stages.program):  # never around a yield: the caller's mode is its own
                 self._accept(self.check(images, first=arrived), arrived)
                 arrived += len(images)
                 self._run(partial=False)
                 if self.collector.waiting > self.max_waiting:
                     self._run(partial=True)
+                self.queues[0].own_last()
                 done = list(self.collector.ready())
+            del images
             yield from done
-        with torch.inference_mode():
+        with hosting(self.stages.program):
             self._run(partial=True)
             done = list(self.collector.ready())
         yield from done
@@ -131,9 +148,8 @@ class Scheduler:
     def _run(self, *, partial: bool) -> None:
         while (stage := self._next(partial=partial)) is not None:
             queue = self.queues[stage]
-            flow, departure = self.stages.advance(
-                stage, queue.take(min(queue.size, self.batch_size))
-            )
+            batch = queue.take(min(queue.size, self.sizes[stage]))
+            flow, departure = self.stages.advance(stage, batch)
             if departure is not None:
                 self.collector.fill(departure)
             if flow is not None:
@@ -142,11 +158,16 @@ class Scheduler:
     def _next(self, *, partial: bool) -> int | None:
         """Deepest full queue; else, when partial batches may run, the shallowest with samples."""
         sizes = [queue.size for queue in self.queues]
-        full = [stage for stage, size in enumerate(sizes) if size >= self.batch_size]
+        full = [stage for stage, size in enumerate(sizes) if size and self._full(stage, size)]
         if full:
             return full[-1]
         some = [stage for stage, size in enumerate(sizes) if size]
         return some[0] if partial and some else None
+
+    def _full(self, stage: int, size: int) -> bool:
+        if self.plan is None:
+            return size >= self.batch_size
+        return not self.plan.waits(stage, size, self.batch_size)
 
 
 def _slice(flow: Flow, start: int, stop: int) -> Flow:

@@ -4,18 +4,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from offramp.runtime.batching import BatchPlan
 from offramp.runtime.engines.engine import CompiledSegment, Program
+from offramp.runtime.pieces import in_pieces
 
 Tensors = tuple[Tensor, ...]
 
 
 class Flow(NamedTuple):
-    """Samples under way: their places (n,) int64 (None: 0 … n−1), and what the next part takes."""
+    """Samples under way: their places (n,) int64 (None: 0 … n−1), and what the next part takes.
+
+    ``gone`` (n,) bool marks those that have been answered and ride along (None: nobody), ``riders``
+    is how many they are.
+    """
 
     rows: Tensor | None
     tensors: Tensors
+    gone: Tensor | None = None
+    riders: int = 0
 
     @property
     def samples(self) -> int:
@@ -51,12 +60,19 @@ class Stages:
 
     Args:
         program: what to run.
-        keep: hand out flows that stay valid while the same segment runs again.
+        plan: batch sizes to run, and whether compaction pays; None: every size as it is, always.
+        keep: hand out flows of samples under way alone, which stay valid while the same segment
+            runs again.
     """
 
-    def __init__(self, program: Program, *, keep: bool = False) -> None:
+    def __init__(
+        self, program: Program, plan: BatchPlan | None = None, *, keep: bool = False
+    ) -> None:
+        self.program = program
         self.segments: Sequence[CompiledSegment] = program.segments
-        self._copy = keep and program.borrowed
+        self.plan = plan
+        self._keep, self._borrowed = keep, program.borrowed
+        self._fills = bool(program.sizes)
         exits = tuple(segment.exit_index for segment in self.segments)
         self.executed = Executed(exits, [0] * len(exits), [0] * len(exits))
 
@@ -65,26 +81,60 @@ class Stages:
 
     def advance(self, stage: int, flow: Flow) -> tuple[Flow | None, Departure | None]:
         """Run segment ``stage``: those who go on (None: nobody), those who leave (None: nobody)."""
-        layout, call = self.segments[stage]
-        n = flow.samples
-        self.executed.calls[stage] += 1
-        self.executed.samples[stage] += n
-        returned = call(*flow.tensors)
+        layout = self.segments[stage].layout
+        n, alive = flow.samples, flow.samples - flow.riders
+        returned = self._run(stage, flow.tensors)
         if not layout.flow:
-            return None, Departure(flow.rows, layout.exit_index, returned[0])
-        *tensors, answer, stop, _ = returned
+            return None, _last(flow, layout.exit_index, returned[0], alive)
+        *outputs, answer, stop, _ = returned
+        tensors, rank = tuple(outputs), stop  # 0 goes on, 1 leaves, 2 had left before
+        if flow.gone is not None:
+            stop = stop.bool() & ~flow.gone
+            rank = stop.byte() + 2 * flow.gone
         leaving = int(stop.item() if n == 1 else stop.sum().item())  # the one wait
-        if leaving == 0:
-            onward = tuple(t.clone() for t in tensors) if self._copy else tuple(tensors)
-            return Flow(flow.rows, onward), None
+        if leaving == 0 and not flow.riders:
+            return Flow(flow.rows, self._own(tensors)), None
         if leaving == n:
             return None, Departure(flow.rows, layout.exit_index, answer)
-        order = stop.argsort(stable=True)  # False before True, so without another wait
-        kept, left = order[: n - leaving], order[n - leaving :]
-        departure = Departure(
-            _rows(flow.rows, left), layout.exit_index, answer.index_select(0, left)
-        )
-        return Flow(_rows(flow.rows, kept), take(tuple(tensors), kept)), departure
+        order = rank.argsort(stable=True)  # so without another wait
+        stay = alive - leaving
+        departure = None
+        if leaving:
+            left = order[stay:alive]
+            answers = answer.index_select(0, left)
+            departure = Departure(_rows(flow.rows, left), layout.exit_index, answers)
+        if not stay:
+            return None, departure
+        size = stay if self.plan is None or self._keep else self.plan.keep(stage, n, stay)
+        if size == n:
+            return Flow(flow.rows, self._own(tensors), rank.bool(), n - stay), departure
+        kept = order[:size]
+        gone = None if size == stay else torch.arange(size, device=kept.device) >= stay
+        return Flow(_rows(flow.rows, kept), take(tensors, kept), gone, size - stay), departure
+
+    def _run(self, stage: int, tensors: Tensors) -> Tensors:
+        call, n = self.segments[stage].call, len(tensors[0])
+        sizes = (n,) if self.plan is None else self.plan.calls(stage, n)
+        self.executed.calls[stage] += len(sizes)
+        self.executed.samples[stage] += n
+        if len(sizes) > 1 and stage and self._borrowed:  # the first call may overwrite the rest
+            tensors = _clone(tensors)
+        return in_pieces(call, tensors, sizes, filled=not self._fills)
+
+    def _own(self, tensors: Tensors) -> Tensors:
+        return _clone(tensors) if self._keep and self._borrowed else tensors
+
+
+def _last(flow: Flow, exit_index: int, answer: Tensor, alive: int) -> Departure:
+    """Everybody who is under way leaves at the last exit."""
+    if flow.gone is None:
+        return Departure(flow.rows, exit_index, answer)
+    left = flow.gone.byte().argsort(stable=True)[:alive]
+    return Departure(_rows(flow.rows, left), exit_index, answer.index_select(0, left))
+
+
+def _clone(tensors: Tensors) -> Tensors:
+    return tuple(tensor.clone() for tensor in tensors)
 
 
 def take(tensors: Tensors, index: Tensor) -> Tensors:

@@ -26,8 +26,8 @@ class WholeModel(nn.Module):
         shape = (EXAMPLES, in_channels(model), *image_size)
         self.example = (torch.zeros(shape, device=first.device, dtype=first.dtype),)
 
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        return (self.model(images),)
+    def forward(self, *flow: Tensor) -> tuple[Tensor]:  # a part's signature, which exporters bind
+        return (self.model(*flow),)
 
 
 def static_program(
@@ -37,6 +37,7 @@ def static_program(
     precision: str | None = None,
     *,
     batch_size: int | None = None,
+    options: EngineOptions | None = None,
 ) -> Static:
     """Compile an unmodified model, as its authors run it, for an engine.
 
@@ -46,11 +47,13 @@ def static_program(
         engine: name in the engine registry.
         precision: what to compute in; the engine's default when omitted.
         batch_size: the only batch size that will come, where an engine gains from knowing it.
+        options: all of it, instead of precision and batch size.
 
     Raises:
         OfframpError: for an unknown engine or precision, or a model the engine cannot run.
     """
-    build = ENGINES.get(engine)(EngineOptions(precision=precision, batch_size=batch_size))
+    options = options or EngineOptions(precision=precision, batch_size=batch_size)
+    build = ENGINES.get(engine)(options)
     copied = copy.deepcopy(model).to(device=build.device, dtype=build.part_dtype).eval()
     whole: Any = WholeModel(copied, image_size).eval()
     program = build.prepare([whole])

@@ -137,7 +137,7 @@ class StageRun:
         step = Step(images.to(device), targets.to(device), batch.ids, done)
         if self.schedule is not None:
             self.schedule.step_update(done)
-        values = self.wrapped(step)
+        values = self._losses(step)
         self.wrapped_optimizer.zero_grad()
         accelerator.backward(values["loss"])
         if settings.clip_grad is not None:
@@ -156,7 +156,19 @@ class StageRun:
             self.sums[name] = (total + float(value.detach()), count + 1)
         return loss
 
+    def _losses(self, step: Step) -> dict[str, torch.Tensor]:
+        try:
+            return dict(self.wrapped(step))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise OfframpError(
+                f"stage {self.stage.name}: batch_size = {len(step.images)}, but the model has a "
+                "BatchNorm that sees one value per channel and sample (use at least 2)"
+            ) from error
+
     def _set_mode(self) -> None:
+        """Train mode for what the stage trains; the rest keeps its BatchNorm statistics too."""
         self.model.train()
         if "backbone" not in self.stage.trains:
             self.model.backbone.eval()

@@ -1,7 +1,14 @@
 """Engines: what executes segments."""
 
-from offramp.runtime.engines import onnxruntime_engine, openvino_engine, torch_engine
+from offramp.runtime.engines import (
+    compile_engine,
+    cuda_graphs_engine,
+    onnxruntime_engine,
+    openvino_engine,
+    torch_engine,
+)
 from offramp.runtime.engines.engine import (
+    ALIASES,
     ENGINES,
     Call,
     CompiledSegment,
@@ -13,6 +20,7 @@ from offramp.runtime.engines.engine import (
 )
 
 __all__ = [
+    "ALIASES",
     "ENGINES",
     "Call",
     "CompiledSegment",
@@ -20,6 +28,8 @@ __all__ = [
     "EngineOptions",
     "FileEngine",
     "Program",
+    "compile_engine",
+    "cuda_graphs_engine",
     "onnxruntime_engine",
     "openvino_engine",
     "register_engine",

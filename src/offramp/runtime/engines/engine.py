@@ -15,6 +15,7 @@ from offramp.registry import Registry
 from offramp.runtime.parts import Layout, Part
 
 ALIASES = {"fp32": "float32", "f32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""What people type for a precision."""
 
 
 class Call(Protocol):
@@ -37,8 +38,11 @@ class CompiledSegment(NamedTuple):
 class Program(NamedTuple):
     """Everything a runner needs: segments in order, and what tensors they want.
 
-    ``borrowed``: the flow a segment returns lies in memory that its next call overwrites, so
-    whoever keeps it longer copies it.
+    ``borrowed``: the flow a segment returns lies in memory that the next call but one may overwrite
+    (the next: of the following segment, on all of it), so whoever keeps it longer copies it.
+    ``own_threads``: the engine computes in threads of its own, not torch's.
+    ``sizes``: batch sizes there are shapes for; calls fill other batches up. Empty: any size runs
+    as it is.
     """
 
     segments: list[CompiledSegment]
@@ -46,6 +50,8 @@ class Program(NamedTuple):
     dtype: torch.dtype
     precision: str
     borrowed: bool = False
+    own_threads: bool = False
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

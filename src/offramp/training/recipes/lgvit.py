@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from offramp.chains import State, Tokens
+from offramp.chains import State, Tokens, TokenSpec
 from offramp.errors import OfframpError
 from offramp.exits.lgvit import GAH, LGViTExit
 from offramp.model import MultiExitModel
@@ -98,20 +98,33 @@ class SelfDistillation(FrozenObjective):
     The frozen final classifier teaches every prediction; the last block's patches teach the
     features of the first and last head of each kind; the last head of each kind teaches the
     others of its kind (features for LPH, un-normalised Gram matrices for GAH).
+
+    Features can only be compared where they live in one space. In a pyramid, whose width and grid
+    change from stage to stage, heads of one kind are therefore grouped by the shape of their
+    tokens: the last head of each group teaches its group, and the last block teaches the first
+    and last head of the groups on tokens shaped like its own. Heads left without a lesson in
+    features, as most of Swin's, learn from labels and the final prediction. (The released code
+    distils no features for Swin at all.)
     """
 
     def __init__(self, model: MultiExitModel, options: Distillation) -> None:
         super().__init__(model)
         self.options = options
-        kinds = [type(head) for head in model.heads]
+        members: dict[object, list[int]] = {}
         for k, head in enumerate(model.heads):
             if not isinstance(head, LGViTExit):
                 raise OfframpError(
                     f"recipe lgvit distils features of lph and gah heads, "
                     f"but exits[{k}] is a {type(head).__name__} (use recipe joint or frozen)"
                 )
-        self.groups = [
-            [k for k, kind in enumerate(kinds) if kind is member] for member in dict.fromkeys(kinds)
+            members.setdefault((type(head), *_shape(head.spec)), []).append(k)
+        self.groups = list(members.values())
+        last = _shape(model.chain.token_spec(len(model.chain) - 1))
+        self.taught = [
+            k
+            for group in self.groups
+            for k in dict.fromkeys((group[0], group[-1]))
+            if _shape(model.heads[k].spec) == last
         ]
 
     def losses(self, states: list[State], step: Step) -> dict[str, Tensor]:
@@ -153,15 +166,14 @@ class SelfDistillation(FrozenObjective):
     def _heterogeneous(
         self, heads: list[LGViTExit], features: list[Tensor], patches: Tensor
     ) -> Tensor:
-        """Σ over the first and last head of each kind of K(F, aligned last-block patches)."""
+        """Σ over the heads taught by the last block of K(F, aligned last-block patches)."""
         total = patches.new_zeros((), dtype=torch.float32)
-        for group in self.groups:
-            for k in dict.fromkeys((group[0], group[-1])):
-                total = total + feature_divergence(features[k], heads[k].align(patches))
+        for k in self.taught:
+            total = total + feature_divergence(features[k], heads[k].align(patches))
         return total
 
     def _homogeneous(self, features: list[Tensor]) -> Tensor:
-        """Σ over kinds of the distance of each head to the last of its kind."""
+        """Σ over groups of the distance of each head to the last of its group."""
         total = features[0].new_zeros((), dtype=torch.float32)
         for group in self.groups:
             relation = gram if isinstance(self.model.heads[group[0]], GAH) else _same
@@ -186,6 +198,11 @@ def gram(features: Tensor) -> Tensor:
 
 def _same(features: Tensor) -> Tensor:
     return features
+
+
+def _shape(spec: TokenSpec) -> tuple[int, tuple[int, int] | None]:
+    """What features on these tokens have in common: width and grid."""
+    return spec.width, spec.grid
 
 
 @register_recipe("lgvit")
