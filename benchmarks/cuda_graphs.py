@@ -83,7 +83,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def random_model(backbone: str, *, tiny: bool) -> MultiExitModel:
-    """LGViT's exits on a backbone of that size, with weights to which no image looks like another."""
+    """LGViT's exits on a backbone of that size; random weights, to which all images differ."""
     torch.manual_seed(0)
     made = {"image_size": 32, "backbone_args": TINY} if tiny else {}
     model = create(backbone, exits="lgvit", count=len(SHARES), num_classes=100, **made).eval()

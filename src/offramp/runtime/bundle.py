@@ -50,7 +50,7 @@ def export_bundle(
     compared with torch before the folder gets its name.
 
     Args:
-        point: calibrated on a file engine (``onnxruntime``, ``openvino``), which decides the format.
+        point: calibrated on a file engine (``onnxruntime``, ``openvino``): that is the format.
         images: at least 7 real, preprocessed images (N, 3, H, W) to verify with.
         calibration: images from which int8 ranges are read.
         measured: times to keep in the manifest.
