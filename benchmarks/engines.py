@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,7 +38,8 @@ from offramp.runtime.parts import Layout, build_parts
 
 OUT = Path(__file__).parent / "results" / "engines.json"
 PLANNED = (1, 32)  # batch sizes that plans are chosen for
-TIMED = {1: (1, 8), 32: (8, 32, 128)}  # and where each plan is timed
+TIMED = {1: (1, 8), 32: (32, 128)}  # and where each plan is timed
+FIXED = 8  # up to here both contenders have fixed shapes
 
 
 class AllExits(nn.Module):
@@ -94,23 +96,29 @@ def measure(run: RunFolder, spec: str, arguments: argparse.Namespace) -> dict[st
                 name=name,
                 progress=False,
             )
-            timing = bench(
-                run.model,
-                point,
-                images,
-                [s for s in TIMED[size] if s <= len(images)],
-                rounds=arguments.rounds,
-                costs=run.costs,
-                engine=engine,
-                options=options,
-            )
+            timing = None
+            for batch in (s for s in TIMED[size] if s <= len(images)):
+                shapes = replace(options, batch_size=batch if batch <= FIXED else None)
+                one = bench(
+                    run.model,
+                    point,
+                    images,
+                    [batch],
+                    rounds=arguments.rounds,
+                    costs=run.costs,
+                    engine=engine,
+                    options=shapes,
+                )
+                together = [*(timing.batches if timing else []), *one.batches]
+                timing = one.model_copy(update={"batches": together})
+            assert timing is not None
             found["points"][name] = {
                 "max_drop": drop,
                 "planned_for_batch": size,
                 "active": [run.model.exit_names[k] for k in point.active],
                 "evaluation": evaluate(point, records).model_dump(mode="json"),
                 "timing": timing.model_dump(mode="json"),
-                "never_firing": never_firing(run, point, images, options, arguments.rounds),
+                "never_firing": never_firing(run, point, images, options, arguments.rounds, size),
             }
             show(name, found["points"][name])
     chosen = f"{engine}-{records.meta.precision}-batch-1-drop-{arguments.drops[0]:g}"
@@ -124,7 +132,12 @@ def measure(run: RunFolder, spec: str, arguments: argparse.Namespace) -> dict[st
 
 
 def never_firing(
-    run: RunFolder, point: OperatingPoint, images: Tensor, options: EngineOptions, rounds: int
+    run: RunFolder,
+    point: OperatingPoint,
+    images: Tensor,
+    options: EngineOptions,
+    rounds: int,
+    planned: int,
 ) -> dict[str, float]:
     """All exits of a point active but none firing, over the same exits compiled as one graph."""
     never = Confidence.shared(Confidence.never, run.model.num_exits)
@@ -136,7 +149,7 @@ def never_firing(
     joint = build.prepare([AllExits(parts).eval()]).segments[0].call  # type: ignore[list-item]
     found = {}
     with torch.inference_mode():
-        for size in (1, 8, 32):
+        for size in (1, 8) if planned == 1 else (32,):
             groups = [group for group in images.split(size) if len(group) == size][:64]
             ratios = []
             for turn in range(rounds + 1):

@@ -4,7 +4,8 @@
 
 Reads ``benchmarks/results/early_exit.json`` and ``compaction.json`` (the same LGViT run), writes
 ``docs/tradeoff.png`` and the part of ``README.md`` between the two marks; from
-``every_backbone.json`` that of ``docs/backbones.md``.
+``every_backbone.json`` that of ``docs/backbones.md``, from ``engines.json`` that of
+``docs/engines.md``.
 """
 
 import json
@@ -41,6 +42,9 @@ def main() -> None:
     if every.is_file():
         found = json.loads(every.read_text(encoding="utf-8"))
         fill(HOME / "docs" / "backbones.md", backbones(found))
+    deployed = RESULTS / "engines.json"
+    if deployed.is_file():
+        fill(HOME / "docs" / "engines.md", engines(json.loads(deployed.read_text("utf-8"))))
 
 
 def fill(page: Path, measured: str) -> None:
@@ -147,13 +151,14 @@ def backbones(found: Json) -> str:
     first = next(iter(models.values()))
     hardware, settings = first["environment"]["hardware"], first["settings"]
     sizes = settings["bench"]["batch"].split(",")
-    columns = ["model", "family", "pixels", "parameters", "MACs", "exits after", "training"]
-    columns += ["full", "point", "lost", "layers", "MACs"]
+    samples = " or ".join(f"{n:,}" for n in sorted({model["samples"] for model in models.values()}))
+    columns = ["model", "family", "pixels", "parameters", "full MACs", "exits after", "training"]
+    columns += ["full, %", "point, %", "lost", "layers", "MACs"]
     columns += [f"time, batch {size}" for size in sizes]
     lines = [
-        f"{first['dataset']}: {first['samples']:,} test images, torch on {hardware['cpu']} with "
-        f"{settings['threads']} threads. The commonest answer alone would be right on "
-        f"{first['commonest']:.1f} %. Points promise at most {settings['max_drop']:g} "
+        f"{first['dataset']}: {samples} test images, torch on {hardware['cpu']} with "
+        f"{settings['threads']} threads. The commonest answer alone would be right on about "
+        f"{first['commonest']:.0f} %. Points promise at most {settings['max_drop']:g} "
         f"{'point' if settings['max_drop'] == 1 else 'points'} lost, on a calibration split; "
         "*full* and *point* are test accuracies in percent, *lost* their difference with its 95 % "
         "interval, and layers, MACs (of the heads too) and time are speed-ups.",
@@ -183,6 +188,66 @@ def backbones(found: Json) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n\nFile: `benchmarks/results/every_backbone.json`.\n"
+
+
+def engines(found: Json) -> str:
+    """Per engine one table of operating points, and what surrounds them."""
+    first = next(iter(found["engines"].values()))
+    hardware, data = first["environment"]["hardware"], first["data"]
+    lines = [
+        f"{found['model']} at {hardware['cpu']}, {hardware['threads']} threads, {data['images']} "
+        f"{data['split']} images of {data['name']}; thresholds and exits chosen on the calibration "
+        "split by time measured on the engine, accuracies on the whole test split.",
+    ]
+    for entry in found["engines"].values():
+        lines += ["", f"### {entry['engine']}, {entry['precision']}", ""]
+        lines += [
+            "| point | exits | lost | batch | ms per image | layers | MACs | time | ideal | "
+            "reached | time ÷ MACs | stream | no exits | none fires |",
+            "|" + "---|" * 14,
+        ]
+        for point in entry["points"].values():
+            judged = point["evaluation"]
+            for row in point["timing"]["batches"]:
+                idle = point["never_firing"].get(str(row["batch_size"]))
+                cells = [
+                    f"≤ {point['max_drop']:g}, for batch {point['planned_for_batch']}",
+                    str(len(point["active"])),
+                    f"{judged['drop']:.2f}",
+                    str(row["batch_size"]),
+                    f"{row['dynamic_ms']:.2f} of {row['full_ms']:.2f}",
+                    f"{row['speedup_layers']:.2f}×",
+                    f"{row['speedup_macs']:.2f}×",
+                    f"{row['speedup_time']:.2f}×",
+                    f"{row['speedup_ideal']:.2f}×",
+                    f"{row['realised']:.2f}",
+                    f"{row['efficiency']:.2f}",
+                    f"{row['speedup_stream']:.2f}×",
+                    f"{row['no_exit_overhead']:.2f}",
+                    "" if idle is None else f"{idle:.2f}",
+                ]
+                lines.append("| " + " | ".join(cells) + " |")
+        memory = entry["memory_mib"]
+        lines += [
+            "",
+            f"Peak memory of a process with the bundle {memory['point']:.0f} MiB, with the "
+            f"unmodified model {memory['unmodified']:.0f} MiB ({memory['ratio']:.2f}×).",
+        ]
+        if "single" in entry:
+            alone = entry["single"]
+            lines += [
+                "",
+                f"`single.onnx` in plain ONNX Runtime: the same exit for {alone['same_exit']} and "
+                f"the same label for {alone['same_label']} of {alone['images']} images, "
+                f"{alone['time_over_bundle']:.2f}× the bundle's time at batch 1, "
+                f"{alone['bytes_over_weights']:.2f}× the size of the weights.",
+            ]
+    lines += [
+        "",
+        "*No exits*: the runner without early exits over the unmodified model. *None fires*: all "
+        "exits of the point active but none firing, over the same exits in one graph.",
+    ]
+    return "\n".join(lines) + "\n\nFile: `benchmarks/results/engines.json`.\n"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from offramp.recording import collect
     from offramp.runtime import Runner
     from offramp.runtime import compile_runner as compile
+    from offramp.runtime.bundle import export_bundle, load_bundle
 
 _HOMES = {
     "Chain": "chains",
@@ -38,8 +39,10 @@ _HOMES = {
     "compile": "runtime:compile_runner",
     "create": "creation",
     "evaluate": "calibration",
+    "export_bundle": "runtime.bundle",
     "fit": "fitting",
     "load": "model",
+    "load_bundle": "runtime.bundle",
     "open_dataset": "data",
     "register_exit": "exits",
     "register_policy": "policies",
@@ -60,8 +63,10 @@ __all__ = [
     "compile",
     "create",
     "evaluate",
+    "export_bundle",
     "fit",
     "load",
+    "load_bundle",
     "open_dataset",
     "register_exit",
     "register_policy",

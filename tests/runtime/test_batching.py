@@ -187,6 +187,28 @@ class TestWhateverThePlan:
             assert torch.equal(said.exit, compacted.exit)
             torch.testing.assert_close(said.logits, compacted.logits, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+    @pytest.mark.parametrize("fixed", [False, True])
+    def test_on_other_engines(
+        self, model: MultiExitModel, policy: Confidence, images: Tensor, engine: str, fixed: bool
+    ) -> None:
+        """Riding, filled up and cut in pieces, whatever memory the engine answers in."""
+        pytest.importorskip(engine)
+        runner = compile_runner(model, policy=policy, active=[0, 2], engine=engine)
+        wanted = compile_runner(model, policy=policy, active=[0, 2])(images)
+        for ms in ({4: 1.0, 16: 1.0, 64: 1.0}, {4: 1.0, 16: 3.0, 64: 99.0}):
+            times = made_times([ms] * 3, fixed=fixed)
+            segments = [
+                segment.model_copy(update={"exit_index": k})
+                for segment, k in zip(times.segments, runner.executed.exits, strict=True)
+            ]
+            change = {"engine": engine, "segments": tuple(segments)}
+            runner.plan = BatchPlan(times.model_copy(update=change))
+            streamed = join(list(runner.stream(images.split(7), batch_size=16)))
+            for said in (runner(images), streamed):
+                assert torch.equal(said.exit, wanted.exit)
+                torch.testing.assert_close(said.logits, wanted.logits, rtol=1e-3, atol=1e-3)
+
 
 class TestStages:
     def test_riders_are_kept_where_they_lie(self) -> None:

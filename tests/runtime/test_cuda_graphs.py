@@ -84,14 +84,15 @@ def test_answers_are_those_of_torch(
     eager = compile_runner(model, policy=chosen)
     runner = rehearsed(model, chosen, batch_size)
     expected = eager(images)
-    for order in (torch.arange(40), torch.randperm(40)):
+    mixed = torch.randperm(40, generator=torch.Generator().manual_seed(2))
+    for order in (torch.arange(40), mixed):
         batches = images[order].split([1, 2, 5, 32])  # sizes grow: recorded as they come
         same(join([runner(batch) for batch in batches]), eager(images[order]))
     same(runner(images), expected)
     same(join(list(runner.stream(images.split(6), batch_size=7))), expected)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     table=st.lists(st.floats(0.1, 9), min_size=16, max_size=16),
@@ -240,7 +241,6 @@ class TestBenchmark:
             ("cuda-graphs", 8),
             ("torch", 8),
         ]
-        assert found["environment"]["hardware"]["gpus"] == []
         for row in found["rows"]:
             assert row["images"] == 16
             # a fifth of sixteen images leaves at each early exit

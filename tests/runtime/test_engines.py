@@ -107,6 +107,18 @@ def test_a_policy_with_memory(model: MultiExitModel, images: Tensor, engine: str
     assert torch.equal(wanted.exit, found.exit)
 
 
+def test_fixed_shapes_change_no_answer(
+    model: MultiExitModel, policy: Confidence, images: Tensor, reference: Runner
+) -> None:
+    runner = compile_runner(model, policy=policy, engine="openvino", batch_size=8)
+    for batch in (images[:8], images[8:16], images[16:17]):
+        wanted, found = reference(batch), runner(batch)
+        assert torch.equal(wanted.exit, found.exit)
+        torch.testing.assert_close(found.logits, wanted.logits, atol=1e-4, rtol=1e-4)
+    with pytest.raises(OfframpError, match="batch of 9, but this runner was compiled for .* 8"):
+        runner(images[:9])
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_every_exit_speaks_for_the_records(
     model: MultiExitModel, images: Tensor, engine: str

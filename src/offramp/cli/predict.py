@@ -2,20 +2,34 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from offramp.cli.terminal import AsJson, Run, emit, show, table
+from offramp.cli.terminal import AsJson, emit, show, table
+from offramp.errors import OfframpError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from offramp.runs import RunFolder
+    from offramp.model_config import Preprocessing
+    from offramp.runtime import Runner
+
+
+class Subject(NamedTuple):
+    """What answers, and how to prepare images for it and name its answers."""
+
+    runner: "Runner"
+    preprocessing: "Preprocessing"
+    labels: list[str] | None
+    point: str
+    full_macs: float | None
 
 
 def predict(
-    run: Run,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A trained run, or an exported bundle.")
+    ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     point: Annotated[
         str | None, typer.Option(help="Operating point; the newest when omitted.")
@@ -24,45 +38,62 @@ def predict(
 ) -> None:
     """Label images, and say how far each had to go.
 
-    Every image stops at the first exit that is sure enough.
+    Every image stops at the first exit that is sure enough. An exported bundle answers without the
+    model it came from.
 
     Example: [bold]offramp predict runs/demo photo.png --point confidence-max-drop-0.5[/]
     """
     from offramp.data import eval_transform, read_image
     from offramp.report.tables import percent
-    from offramp.runs import RunFolder
 
-    folder = RunFolder(run).check()
-    name, _ = folder.point(point)
+    subject = _subject(run, point)
     opened = [read_image(path) for path in images]  # all are checked before the first answer
-    transform = eval_transform(folder.model.preprocessing)
-    answers = _answers(folder, name, [transform(image) for image in opened])
+    transform = eval_transform(subject.preprocessing)
+    answers = _answers(subject, [transform(image) for image in opened])
     for path, answer in zip(images, answers, strict=True):
         answer["image"] = str(path)
     if as_json:
-        emit({"run": str(run), "point": name, "answers": answers})
+        emit({"run": str(run), "point": subject.point, "answers": answers})
         return
+    depth = int(subject.runner.tables.blocks[-1])
     rows = [
         (
             answer["image"],
             answer["label"],
             percent(100 * answer["probability"], 1),
             answer["exit"],
-            f"{answer['blocks']} of {len(folder.model.chain)}",
+            f"{answer['blocks']} of {depth}",
             f"{answer['ms']:.2f}",
         )
         for answer in answers
     ]
     columns = ["image", "label<", "probability", "exit<", "blocks", "ms"]
-    show(table(f"{folder.path} at {name}", columns, rows))
+    show(table(f"{run} at {subject.point}", columns, rows))
 
 
-def _answers(run: "RunFolder", point: str, images: "list[Tensor]") -> list[dict[str, Any]]:
-    """One answer per image (3, H, W), timed alone after one unmeasured run."""
+def _subject(folder: Path, point: str | None) -> Subject:
+    from offramp.runs import RunFolder
     from offramp.runtime import compile_runner
+    from offramp.runtime.bundle import is_bundle, load_bundle
+    from offramp.runtime.manifest import Manifest
 
-    model = run.model
-    runner = compile_runner(model, run.point(point)[1], costs=run.costs)
+    if is_bundle(folder):
+        if point is not None:
+            raise OfframpError(f"{folder} is a bundle of one operating point: leave out --point")
+        manifest = Manifest.load(folder)
+        full = manifest.full_macs
+        found = load_bundle(folder)
+        return Subject(found, manifest.preprocessing, manifest.classes, folder.name, full)
+    run = RunFolder(folder).check()
+    name, chosen = run.point(point)
+    options = run.engine_options(chosen.engine, chosen.precision)
+    runner = compile_runner(run.model, chosen, options=options, costs=run.costs)
+    return Subject(runner, run.model.preprocessing, run.model.labels, name, run.costs.full)
+
+
+def _answers(subject: Subject, images: "list[Tensor]") -> list[dict[str, Any]]:
+    """One answer per image (3, H, W), timed alone after one unmeasured run."""
+    runner = subject.runner
     runner(images[0][None])  # the first call pays for warming up
     answers = []
     for image in images:
@@ -70,16 +101,18 @@ def _answers(run: "RunFolder", point: str, images: "list[Tensor]") -> list[dict[
         said = runner(image[None])
         took = 1e3 * (time.perf_counter() - start)
         index, left = int(said.labels), int(said.exit)
-        assert said.cost is not None
+        share = None
+        if said.cost is not None and subject.full_macs is not None:
+            share = float(said.cost) / subject.full_macs
         answers.append(
             {
-                "label": model.labels[index] if model.labels else str(index),
+                "label": subject.labels[index] if subject.labels else str(index),
                 "index": index,
                 "probability": float(said.probs[0, index]),
-                "exit": model.exit_names[left],
+                "exit": runner.exit_names[left],
                 "exit_index": left,
                 "blocks": int(said.blocks),
-                "macs_share": float(said.cost) / run.costs.full,
+                "macs_share": share,
                 "ms": took,
             }
         )

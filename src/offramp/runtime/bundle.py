@@ -100,6 +100,7 @@ def export_bundle(
             exit_names=model.exit_names,
             blocks=list(model.blocks),
             macs=None if point.macs is None else list(point.macs.leave_cost(point.active)),
+            full_macs=None if point.macs is None else point.macs.full,
             segments=[
                 SegmentFile(
                     file=file.name,

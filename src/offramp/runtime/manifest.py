@@ -55,6 +55,7 @@ class Manifest(BaseModel):
     exit_names: list[str]
     blocks: list[int] = Field(description="blocks run by a sample that leaves at each exit")
     macs: list[float] | None = Field(description="MACs of such a sample, active heads included")
+    full_macs: float | None = Field(description="MACs of the unmodified model")
     segments: list[SegmentFile]
     single: str | None = Field(
         description="one file for batch 1 that stops early by itself: images → answer, exit, score"

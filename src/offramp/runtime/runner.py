@@ -203,7 +203,7 @@ def compile_runner(
         precision: what to compute in; the point's own, or the engine's default, when omitted.
         device: where torch engines run; the model's own when omitted.
         threads: CPU threads of one call; torch's number when omitted.
-        batch_size: the only batch size that will come, where an engine gains from knowing it.
+        batch_size: the largest batch that will come, where an engine gains from knowing it.
         calibration: images (N, 3, H, W) from which int8 ranges are read.
         options: precision, device, threads, batch_size and calibration in one.
         costs: cost table in MACs, for `Prediction.cost`; the point's own when omitted.

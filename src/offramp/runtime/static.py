@@ -46,7 +46,7 @@ def static_program(
         image_size: (H, W) in pixels.
         engine: name in the engine registry.
         precision: what to compute in; the engine's default when omitted.
-        batch_size: the only batch size that will come, where an engine gains from knowing it.
+        batch_size: the largest batch that will come, where an engine gains from knowing it.
         options: all of it, instead of precision and batch size.
 
     Raises:

@@ -62,7 +62,8 @@ class EngineOptions:
         precision: what the engine computes in; None takes its default (the model's, for torch).
         device: where torch engines run; None leaves the model where it is.
         threads: CPU threads of one call; None takes torch's number.
-        batch_size: the only batch size that will come, where an engine gains from knowing it.
+        batch_size: the largest batch that will come, where an engine gains from knowing it: shapes
+            are then fixed for every size met, at the price of memory.
         calibration: images (N, 3, H, W) from which int8 ranges are read.
     """
 

@@ -1,6 +1,7 @@
 """OpenVINO on CPU: float32, bfloat16, or int8 by NNCF."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from offramp.errors import OfframpError
 from offramp.runtime.engines.engine import (
+    Call,
     CompiledSegment,
     FileEngine,
     Program,
@@ -52,24 +54,16 @@ class OpenVINOEngine(FileEngine):
 
     def open(self, files: Sequence[Path], layouts: Sequence[Layout]) -> Program:
         ov = require("openvino", "openvino", "the OpenVINO engine")
-        core = ov.Core()
-        settings = {
-            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
-            "INFERENCE_NUM_THREADS": self.options.num_threads,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
+        core, largest = ov.Core(), self.options.batch_size
         segments = []
         for file, layout in zip(files, layouts, strict=True):
-            try:
-                model = core.read_model(file)
-                if self.options.batch_size is not None:
-                    _fix_batch(model, self.options.batch_size)
-                compiled = core.compile_model(model, "CPU", settings)
-            except RuntimeError as error:
-                reason = str(error).strip().splitlines()[-1]
-                raise OfframpError(f"{file.name}: OpenVINO cannot run it: {reason}") from error
-            segments.append(CompiledSegment(layout, OpenVINOCall(compiled, layout)))
+            model = _accepted(file, core.read_model, file)
+            call: Call = (
+                OpenVINOCall(self._compiled(core, model, file), layout)
+                if largest is None
+                else FixedShapes(partial(self._fixed, core, model, file, layout), largest)
+            )
+            segments.append(CompiledSegment(layout, call))
         return Program(
             segments,
             torch.device("cpu"),
@@ -78,6 +72,59 @@ class OpenVINOEngine(FileEngine):
             borrowed=True,
             own_threads=True,
         )
+
+    def _compiled(self, core: Any, model: Any, file: Path) -> Any:
+        settings = {
+            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            "INFERENCE_NUM_THREADS": self.options.num_threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        return _accepted(file, core.compile_model, model, "CPU", settings)
+
+    def _fixed(
+        self, core: Any, model: Any, file: Path, layout: Layout, batch: int
+    ) -> "OpenVINOCall":
+        copied = model.clone()
+        _fix_batch(copied, batch)
+        return OpenVINOCall(self._compiled(core, copied, file), layout)
+
+
+def _accepted(file: Path, do: Callable[..., Any], *arguments: Any) -> Any:
+    """What OpenVINO makes of a file, or one sentence that names it."""
+    try:
+        return do(*arguments)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise OfframpError(f"{file.name}: OpenVINO cannot run it: {reason}") from error
+
+
+class FixedShapes:
+    """One segment with a graph for each batch size, made when that size first comes.
+
+    With one graph for all sizes OpenVINO prepares its layers again whenever the size changes, as
+    it does behind an exit: 0.1 to 0.2 ms per segment of DeiT-tiny, a fifth of its time at batch 8.
+    Each graph holds its own copy of the segment's weights.
+
+    Args:
+        make: batch size → call.
+        largest: batches above it are refused.
+    """
+
+    def __init__(self, make: Callable[[int], "OpenVINOCall"], largest: int) -> None:
+        self._make, self._largest = make, largest
+        self._calls: dict[int, OpenVINOCall] = {}
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        batch = len(inputs[0])
+        if batch not in self._calls:
+            if batch > self._largest:
+                raise OfframpError(
+                    f"a batch of {batch}, but this runner was compiled for batches of at most "
+                    f"{self._largest} (compile with batch_size={batch} or without)"
+                )
+            self._calls[batch] = self._make(batch)
+        return self._calls[batch](*inputs)
 
 
 class OpenVINOCall:
