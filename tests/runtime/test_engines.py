@@ -115,7 +115,7 @@ def test_fixed_shapes_change_no_answer(
         wanted, found = reference(batch), runner(batch)
         assert torch.equal(wanted.exit, found.exit)
         torch.testing.assert_close(found.logits, wanted.logits, atol=1e-4, rtol=1e-4)
-    with pytest.raises(OfframpError, match="batch of 9, but this runner was compiled for .* 8"):
+    with pytest.raises(OfframpError, match=r"batch of 9, but this runner was compiled for .* 8"):
         runner(images[:9])
 
 

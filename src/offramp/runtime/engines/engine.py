@@ -73,10 +73,6 @@ class EngineOptions:
     batch_size: int | None = None
     calibration: Tensor | None = None
 
-    @property
-    def num_threads(self) -> int:
-        return self.threads or torch.get_num_threads()
-
 
 class Engine(ABC):
     """Turns parts into things that run; the first docstring line is listed."""
@@ -89,6 +85,7 @@ class Engine(ABC):
 
     def __init__(self, options: EngineOptions | None = None) -> None:
         self.options = options or EngineOptions()
+        self.threads = self.options.threads or torch.get_num_threads()  # as it is now
         wanted = self.options.precision or self.precisions[0]
         self.precision = ALIASES.get(wanted, wanted)
         if self.precision not in self.precisions:

@@ -58,7 +58,7 @@ class OnnxRuntimeEngine(FileEngine):
     def open(self, files: Sequence[Path], layouts: Sequence[Layout]) -> Program:
         ort = require("onnxruntime", "onnxruntime", "the ONNX Runtime engine")
         settings = ort.SessionOptions()
-        settings.intra_op_num_threads = self.options.num_threads
+        settings.intra_op_num_threads = self.threads
         settings.inter_op_num_threads = 1
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         if self.options.batch_size == 1:  # larger batches shrink on the way
@@ -84,7 +84,7 @@ class OnnxRuntimeEngine(FileEngine):
 
     def _settings(self, ort: Any) -> Any:
         settings = ort.SessionOptions()
-        settings.intra_op_num_threads = self.options.num_threads
+        settings.intra_op_num_threads = self.threads
         settings.inter_op_num_threads = 1
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         settings.add_session_config_entry("session.use_env_allocators", "1")

@@ -76,7 +76,7 @@ class OpenVINOEngine(FileEngine):
     def _compiled(self, core: Any, model: Any, file: Path) -> Any:
         settings = {
             "INFERENCE_PRECISION_HINT": HINTS[self.precision],
-            "INFERENCE_NUM_THREADS": self.options.num_threads,
+            "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
