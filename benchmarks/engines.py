@@ -38,6 +38,7 @@ from offramp.runtime.parts import Layout, build_parts
 
 OUT = Path(__file__).parent / "results" / "engines.json"
 PLANNED = (1, 32)  # batch sizes that plans are chosen for
+TABLES = (1, 8, 32)  # and that latencies are measured at
 TIMED = {1: (1, 8), 32: (32, 128)}  # and where each plan is timed
 FIXED = 8  # up to here both contenders have fixed shapes
 
@@ -70,7 +71,7 @@ def measure(run: RunFolder, spec: str, arguments: argparse.Namespace) -> dict[st
     images = run.images("test", arguments.images)
     say(f"{spec}: latency table")
     tables = latency_table(
-        run.model, images, PLANNED, engine=engine, options=options, repeats=arguments.rounds * 3
+        run.model, images, TABLES, engine=engine, options=options, repeats=arguments.rounds * 3
     )
     found: dict[str, Any] = {
         "engine": engine,
@@ -92,7 +93,7 @@ def measure(run: RunFolder, spec: str, arguments: argparse.Namespace) -> dict[st
                 max_drop=drop,
                 engine=engine,
                 precision=precision or None,
-                times=tables[size],
+                times={n: table for n, table in tables.items() if n <= size},
                 name=name,
                 progress=False,
             )

@@ -1,5 +1,6 @@
 """A run folder and the steps that fill it: train, record, evaluate, calibrate."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from offramp import vision_cure
 from offramp.backbones import build_backbone
 from offramp.calibration import OperatingPoint, Records, calibrate, evaluate
+from offramp.calibration.batch_time import batch_time
 from offramp.costs.macs import model_costs
 from offramp.costs.table import CostTable
 from offramp.data import DataSource, batches, open_dataset
@@ -236,7 +238,7 @@ def calibrate_run(
     temperatures: bool = False,
     engine: str = "torch",
     precision: str | None = None,
-    times: CostTable | None = None,
+    times: Mapping[int, CostTable] | None = None,
     name: str | None = None,
     split: str = "calibration",
     progress: bool = True,
@@ -250,20 +252,31 @@ def calibrate_run(
         temperatures: fit a temperature per exit first.
         certainty: for ``max_drop``, how sure to be, as for `offramp.calibrate`.
         engine, precision: what the point will run on: it is calibrated on records made with them.
-        times: a latency table; then the cost is measured time instead of MACs.
+        times: latency tables by batch size; then the cost is measured time instead of MACs, at the
+            largest of them. Thresholds are searched on each table, and of the points found the one
+            is taken that is quickest when survivors run in batches of their own size.
         name: the point's name; by default made from policy, target and engine.
     """
     records = run.records(split, engine=engine, precision=precision, progress=progress)
-    point = calibrate(
-        records,
-        policy=policy,
-        max_drop=max_drop,
-        max_cost=max_cost,
-        certainty=certainty,
-        temperatures=temperatures,
-        costs=times or run.costs,
-        macs=run.costs,
-    )
+    found = [
+        calibrate(
+            records,
+            policy=policy,
+            max_drop=max_drop,
+            max_cost=max_cost,
+            certainty=certainty,
+            temperatures=temperatures,
+            costs=table,
+            macs=run.costs,
+        )
+        for table in (times.values() if times else [run.costs])
+    ]
+    point = found[0]
+    if times and max_drop is not None:
+        tables, batch = times, max(times)
+        point = min(found, key=lambda candidate: batch_time(candidate, tables, batch))
+    elif times:
+        point = found[list(times).index(max(times))]
     target = f"max-drop-{max_drop:g}" if max_drop is not None else f"max-cost-{max_cost:g}"
     where = "" if point.engine == "torch" else f"-{point.engine}-{point.precision}"
     name = name or f"{policy}-{target}{where}{'-time' if times else ''}"

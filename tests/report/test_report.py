@@ -134,7 +134,7 @@ def test_run_whose_images_are_elsewhere(run: RunFolder, monkeypatch: pytest.Monk
 
 
 def test_point_searched_on_time_brings_its_latencies(run: RunFolder) -> None:
-    calibrate_run(run, max_drop=1.0, times=latencies(run), progress=False, name="timed")
+    calibrate_run(run, max_drop=1.0, times={1: latencies(run)}, progress=False, name="timed")
     findings = Findings(run)
     assert findings.headline is not None
     assert findings.headline.name == "timed"

@@ -135,11 +135,11 @@ def _check(max_drop: float | None, max_cost: float | None, split: str, name: str
 
 def _latencies(
     run: "RunFolder", batch_size: int, engine: str, precision: str | None, as_json: bool
-) -> "CostTable":
+) -> "dict[int, CostTable]":
     from offramp.runtime import latency_table
 
     images = run.images("calibration", max(TIMED_IMAGES, batch_size))
     options = run.engine_options(engine, precision)
     with working(f"measuring time at batch {batch_size} on {engine}", as_json):
-        tables = latency_table(run.model, images, (batch_size,), engine=engine, options=options)
-        return tables[batch_size]
+        sizes = sorted({1, -(-batch_size // 4), batch_size})
+        return latency_table(run.model, images, sizes, engine=engine, options=options)

@@ -57,17 +57,12 @@ class OnnxRuntimeEngine(FileEngine):
 
     def open(self, files: Sequence[Path], layouts: Sequence[Layout]) -> Program:
         ort = require("onnxruntime", "onnxruntime", "the ONNX Runtime engine")
-        settings = ort.SessionOptions()
-        settings.intra_op_num_threads = self.threads
-        settings.inter_op_num_threads = 1
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
-        if self.options.batch_size == 1:  # larger batches shrink on the way
-            settings.add_free_dimension_override_by_name("batch", self.options.batch_size)
+        _share_memory(ort)
         segments = []
         for file, layout in zip(files, layouts, strict=True):
             try:
                 session = ort.InferenceSession(
-                    str(file), settings, providers=["CPUExecutionProvider"]
+                    str(file), self._settings(ort), providers=["CPUExecutionProvider"]
                 )
             except Exception as error:
                 reason = str(error).strip().splitlines()[0]
@@ -88,10 +83,10 @@ class OnnxRuntimeEngine(FileEngine):
         settings.inter_op_num_threads = 1
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         settings.add_session_config_entry("session.use_env_allocators", "1")
-        if self.options.batch_size is None:
-            settings.enable_mem_pattern = False  # a plan per batch size, and sizes keep changing
+        if self.options.batch_size == 1:  # larger batches shrink on the way
+            settings.add_free_dimension_override_by_name("batch", 1)
         else:
-            settings.add_free_dimension_override_by_name("batch", self.options.batch_size)
+            settings.enable_mem_pattern = False  # a plan per batch size, and sizes keep changing
         return settings
 
 
