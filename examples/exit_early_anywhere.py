@@ -1,7 +1,7 @@
-"""Early exit without Offramp or torch: one ONNX file, plain ONNX Runtime, any language.
+"""Early exit without Offramp or torch: one ONNX file in plain ONNX Runtime, as in any language.
 
-    offramp export RUN --to onnx
-    python examples/exit_early_anywhere.py bundle/single.onnx IMAGE…
+offramp export RUN --to onnx
+python examples/exit_early_anywhere.py BUNDLE/single.onnx IMAGE…
 """
 
 import json
@@ -12,14 +12,21 @@ import onnxruntime
 from PIL import Image
 
 session = onnxruntime.InferenceSession(sys.argv[1])
-about = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
-prepare, classes, exits = about["preprocessing"], about["classes"], about["exit_names"]
+about = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+prepare, exits = about["preprocessing"], about["exit_names"]
 height, width = prepare["image_size"]
 method = Image.Resampling[prepare["interpolation"].upper()]
 
 for path in sys.argv[2:]:
     image = Image.open(path).convert("RGB")
-    if max(image.size) <= 64:  # small images are shown whole
-        image = image.resize((width, height), method)
-    side = int(min(height, width) / prepare["crop_pct"])
-    left, top = (round((edge - kept) / 2) for edge, kept in [(0, 0), (0, 0)])
+    if max(image.size) > 64:  # of a photo the centre; of a small image all
+        short = int(min(height, width) / prepare["crop_pct"])
+        image = image.resize([short * side // min(image.size) for side in image.size], method)
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        image = image.crop((left, top, left + width, top + height))
+    pixels = np.asarray(image.resize((width, height), method), np.float32) / 255
+    pixels = (pixels - np.float32(prepare["mean"])) / np.float32(prepare["std"])
+    answer, exit_index, score = session.run(None, {"images": pixels.transpose(2, 0, 1)[None]})
+    label = int(answer.argmax())
+    name = about["classes"][label] if about["classes"] else label
+    print(f"{path}: {name} (left at: {exits[exit_index[0]]}, score {score[0]:.3f})")

@@ -283,7 +283,7 @@ def test_pretrained_from_a_local_file_at_another_size_and_class_count(tmp_path: 
 def test_missing_pretrained_weights_say_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(OfframpError, match=r"no weights for deit_tiny.*pretrained = PATH"):
         offramp.create(
             "deit_tiny_patch16_224", pretrained=True, backbone_args={"cache_dir": tmp_path}

@@ -76,7 +76,7 @@ def open_tensors(path: Path | str) -> Any:
         raise OfframpError(f"{path}: no such file")
     try:
         return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: changed while opened
         raise OfframpError(
             f"{path}: not a complete safetensors file ({error}); copy or train it again"
         ) from None

@@ -5,18 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 Offramp = Callable[..., Any]
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "digits.png"
-    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(path)
-    return path
 
 
 def test_train_shows_every_exit_and_what_comes_next(

@@ -1,5 +1,6 @@
 """The loop: resuming repeats an uninterrupted run, schedules and averages do what they say."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -123,7 +124,9 @@ def test_kill_9_and_resume_ends_like_no_interruption(
     try:
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
-            position = read_position(run)
+            position = None
+            with contextlib.suppress(OfframpError):  # the file is replaced while it is opened
+                position = read_position(run)
             if position is not None and position.stage >= stage and position.step >= 2:
                 break
             time.sleep(0.002)

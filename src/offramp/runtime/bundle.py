@@ -84,7 +84,9 @@ def export_bundle(
         if build.suffix == ".onnx" and build.precision == "float32":
             single = SINGLE
             memory = policy.start(1)
-            write_single(files, layouts, place / single, memory=memory, metadata=_facts(model))
+            write_single(
+                files, layouts, place / single, memory=memory, metadata=_facts(model, point)
+            )
         point.save(place / POINT)
         starts = [1, *(model.blocks[part.layout.exit_index] + 1 for part in parts[:-1])]
         manifest = Manifest(
@@ -163,12 +165,13 @@ def is_bundle(folder: str | Path) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
-def _facts(model: "MultiExitModel") -> dict[str, str]:
+def _facts(model: "MultiExitModel", point: "OperatingPoint") -> dict[str, str]:
     """What a reader of ``single.onnx`` needs beside the graph, as JSON texts."""
     return {
         "preprocessing": model.preprocessing.model_dump_json(),
         "classes": json.dumps(model.labels),
         "exit_names": json.dumps(model.exit_names),
+        "policy": json.dumps(point.policy),
     }
 
 
