@@ -96,7 +96,9 @@ def test_segments_are_torchs(export: Export, images: Tensor) -> None:
 
 def run_single(session: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     said = [session.run(None, {"images": image[None].numpy()}) for image in images]
-    answer, exits, score = (torch.from_numpy(np.concatenate(column)) for column in zip(*said))
+    answer, exits, score = (
+        torch.from_numpy(np.concatenate(column)) for column in zip(*said, strict=True)
+    )
     return answer, exits, score
 
 
@@ -454,13 +456,12 @@ def test_missing_libraries_name_their_extra(
 
     monkeypatch.setattr("offramp.runtime.extras.import_module", absent)
     engine = OnnxRuntimeEngine()
+    do = {
+        "onnxruntime": lambda: engine.open(confident.files, confident.layouts),
+        "onnx": lambda: write_single(confident.files, confident.layouts, tmp_path / "single.onnx"),
+    }.get(missing, lambda: engine.write(confident.parts, tmp_path))
     with pytest.raises(OfframpError, match=rf"{purpose} needs {missing}.*offramp\[onnxruntime\]"):
-        if missing == "onnxruntime":
-            engine.open(confident.files, confident.layouts)
-        elif missing == "onnx":
-            write_single(confident.files, confident.layouts, tmp_path / "single.onnx")
-        else:
-            engine.write(confident.parts, tmp_path)
+        do()
 
 
 def test_broken_files_are_named(confident: Export, tmp_path: Path) -> None:
@@ -484,7 +485,7 @@ def test_images_of_another_size_are_refused(
     confident: Export, model: MultiExitModel, policy: Confidence
 ) -> None:
     session = ort.InferenceSession(confident.single)
-    with pytest.raises(Exception, match="(?i)invalid dimensions"):  # the runtime's own sentence
+    with pytest.raises(Exception, match=r"(?i)invalid dimensions"):  # the runtime's own sentence
         session.run(None, {"images": np.zeros((1, 3, 64, 64), np.float32)})
     runner = compile_runner(model, active=(), engine="onnxruntime")
     with pytest.raises(OfframpError, match=r"expected an image tensor of shape \(B, 3, 32, 32\)"):

@@ -132,7 +132,7 @@ class TokensToToken(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
         self.set_input_size(img_size, patch_size)
-        (first, *_), (second, *_), (third, *_) = SPLITS
+        first, second, third = (split[0] for split in SPLITS)
         self.layers = nn.Sequential(
             TokenLayer(token_layer, first**2 * in_chans, token_dim, drop, **dd),
             TokenLayer(token_layer, second**2 * token_dim, token_dim, drop, **dd),
