@@ -195,7 +195,7 @@ def engines(found: Json) -> str:
     first = next(iter(found["engines"].values()))
     hardware, data = first["environment"]["hardware"], first["data"]
     lines = [
-        f"{found['model']} at {hardware['cpu']}, {hardware['threads']} threads, {data['images']} "
+        f"{found['model']} on {hardware['cpu']}, {hardware['threads']} threads, {data['images']} "
         f"{data['split']} images of {data['name']}; thresholds and exits chosen on the calibration "
         "split by time measured on the engine, accuracies on the whole test split.",
     ]
