@@ -58,6 +58,10 @@ class Objective(nn.Module, ABC):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """A batch → scalars by name; ``loss`` is the one that is minimised."""
 
+    def task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of one exit's answers (B, C) against the targets of a `Step`."""
+        return cross_entropy(logits, targets)
+
     def close(self) -> None:
         """Give back what the stage used besides memory; called when it ends, however it ends."""
         return
