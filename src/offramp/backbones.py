@@ -114,6 +114,8 @@ def _create(name: str, options: dict[str, Any]) -> nn.Module:
         refused = isinstance(error, TypeError) and "'img_size'" in str(error)
         kind = _SizeRefusedError if refused else OfframpError
         raise kind(f"{name} cannot be built with {options}: {error}") from error
+    except OfframpError:
+        raise  # a converter's own sentence
     except Exception as error:
         if not options["pretrained"]:
             raise

@@ -12,7 +12,7 @@ from torch import Tensor
 from offramp import vision_cure
 from offramp.backbones import build_backbone
 from offramp.calibration import OperatingPoint, Records, calibrate, evaluate
-from offramp.calibration.batch_time import batch_time
+from offramp.calibration.batch_time import quickest
 from offramp.costs.macs import model_costs
 from offramp.costs.table import CostTable
 from offramp.data import DataSource, batches, open_dataset
@@ -258,8 +258,9 @@ def calibrate_run(
         name: the point's name; by default made from policy, target and engine.
     """
     records = run.records(split, engine=engine, precision=precision, progress=progress)
-    found = [
-        calibrate(
+
+    def search(table: CostTable) -> OperatingPoint:
+        return calibrate(
             records,
             policy=policy,
             max_drop=max_drop,
@@ -269,12 +270,11 @@ def calibrate_run(
             costs=table,
             macs=run.costs,
         )
-        for table in (times.values() if times else [run.costs])
-    ]
+
+    found = [search(table) for table in (times.values() if times else [run.costs])]
     point = found[0]
     if times and max_drop is not None:
-        tables, batch = times, max(times)
-        point = min(found, key=lambda candidate: batch_time(candidate, tables, batch))
+        point = quickest(found, times, search)
     elif times:
         point = found[list(times).index(max(times))]
     target = f"max-drop-{max_drop:g}" if max_drop is not None else f"max-cost-{max_cost:g}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from offramp.calibration.batch_time import batch_time
+from offramp.calibration.batch_time import batch_time, quickest, survivors_table
 from offramp.calibration.point import FrontPoint
 from offramp.costs.table import CostTable
 
@@ -59,3 +59,31 @@ def test_switching_off_an_exit_saves_its_head() -> None:
     with_head = batch_time(point((0.5, 0.0, 0.5), (0, 1)), by_size, 8)
     without = batch_time(point((0.5, 0.0, 0.5), (0,)), by_size, 8)
     assert with_head - without == pytest.approx((1 + 4) / 2 / 8)
+
+
+def test_pieces_cost_what_they_take_in_the_batches_that_reach_them() -> None:
+    by_size = tables(1.0, 1.0)
+    table = survivors_table(point((0.5, 0.25, 0.25), (0, 1)), by_size, 8)
+    # 8, 4 and 2 images arrive: (1 + n) / n ms for each in a body, half of that in a head
+    assert table.body == pytest.approx((9 / 8, 5 / 4, 3 / 2))
+    assert table.head == pytest.approx((9 / 16, 5 / 8, 0.0))
+    assert table.full == by_size[8].full
+    assert table.unit == "ms"
+
+
+def test_the_search_goes_on_from_the_quickest_as_long_as_that_helps() -> None:
+    by_size = tables(1.0, 1.0)
+    slow, quick, quicker = (
+        point((0.5, 0.0, 0.5), (0, 1)),
+        point((0.5, 0.0, 0.5), (0,)),
+        point((0.8, 0.0, 0.2), (0,)),
+    )
+    asked: list[CostTable] = []
+    answers = iter([quicker, quick])
+
+    def search(table: CostTable) -> FrontPoint:
+        asked.append(table)
+        return next(answers)
+
+    assert quickest([slow, quick], by_size, search) is quicker
+    assert asked == [survivors_table(found, by_size, 8) for found in (quick, quicker)]

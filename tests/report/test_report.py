@@ -17,6 +17,7 @@ from offramp.report import gallery, write_report
 from offramp.report.findings import Findings
 from offramp.report.leavers import groups
 from offramp.report.style import css_variables, ramp
+from offramp.report.tradeoff import panels, plot_panel
 from offramp.report.timing import NOT_MEASURED, read_timing
 from offramp.runs import RunFolder, calibrate_run
 
@@ -159,6 +160,17 @@ def test_speedups_are_those_of_the_evaluation(run: RunFolder, name: str) -> None
         assert spot.accuracy == pytest.approx(exit["accuracy"])
         assert spot.layers == pytest.approx(exit["layers"])
         assert spot.macs == pytest.approx(exit["macs"])
+
+
+def test_plain_models_timed_beside_it_stand_in_the_time_panel(run: RunFolder, name: str) -> None:
+    write_json(run.path / "benchmark.json", invented_benchmark(run, name))
+    findings = Findings(run)
+    for panel in panels(findings):
+        (axis,) = plot_panel(findings, panel).axes
+        names = [text.get_text() for text in axis.texts if text.get_rotation() == 90]
+        at = [line.get_xdata()[0] for line in axis.lines if list(line.get_ydata()) == [0, 1]]
+        assert names == (["smaller"] if panel.key == "time" else [])
+        assert at == ([1 / 0.625] if panel.key == "time" else [])
 
 
 def test_harder_images_go_deeper(run: RunFolder) -> None:

@@ -1,6 +1,8 @@
 """The benchmark: what it reports belongs together; how fast this machine is does not matter."""
 
 import json
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,11 @@ from offramp.costs.macs import model_costs
 from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
 from offramp.policies import Confidence
+from offramp.runtime.batching import BatchPlan
 from offramp.runtime.benchmark import BenchResult, bench
-from offramp.runtime.runner import compile_runner
+from offramp.runtime.engines.torch_engine import TorchEngine
+from offramp.runtime.prediction import Prediction
+from offramp.runtime.runner import Runner, compile_runner
 
 
 def test_bench_reports_the_three_speedups_side_by_side(
@@ -53,6 +58,38 @@ def test_the_model_keeps_its_mode(model: MultiExitModel, images: Tensor) -> None
 def test_more_images_are_needed_than_a_batch_holds(model: MultiExitModel, images: Tensor) -> None:
     with pytest.raises(OfframpError, match="batch size 64, but 40 images"):
         bench(model, None, images, (64,), active=(), rounds=1)
+
+
+def test_where_shapes_are_fixed_a_measured_plan_decides(
+    model: MultiExitModel, policy: Confidence, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[BatchPlan | None] = []
+    told: list[str] = []
+    whole = TorchEngine.prepare
+    monkeypatch.setattr(Runner, "stream", _noting_the_plan(plans, Runner.stream))
+    bench(model, None, images[:8], (4,), policy=policy, rounds=1, advance=told.append)
+    assert plans == [None, None]  # any size runs as it is
+    assert told == ["timing batch 4"]
+    plans.clear()
+    monkeypatch.setattr(
+        TorchEngine,
+        "prepare",
+        lambda self, parts: whole(self, parts)._replace(sizes=(1, 2, 4, 8)),
+    )
+    bench(model, None, images[:8], (4,), policy=policy, rounds=1, advance=told.append)
+    assert all(plan is not None and plan.times.fixed for plan in plans)
+    assert [sorted(plan.times.segments[0].ms) for plan in plans if plan] == [[1, 2, 4]] * 2
+    assert told[1:] == ["timing batch sizes for a plan", "timing batch 4"]
+
+
+def _noting_the_plan(
+    plans: list[BatchPlan | None], stream: Callable[..., Iterator[Prediction]]
+) -> Callable[..., Iterator[Prediction]]:
+    def noting(self: Runner, *arguments: Any, **options: Any) -> Iterator[Prediction]:
+        plans.append(self.plan)
+        return stream(self, *arguments, **options)
+
+    return noting
 
 
 def test_an_empty_set_is_refused(model: MultiExitModel) -> None:

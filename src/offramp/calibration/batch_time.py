@@ -1,11 +1,15 @@
 """Time of an operating point at a batch size whose segments see ever smaller batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from offramp.calibration.point import FrontPoint
 from offramp.costs.table import CostTable
+
+_ROUNDS = 4
+P = TypeVar("P", bound=FrontPoint)
 
 
 def batch_time(point: FrontPoint, tables: Mapping[int, CostTable], batch_size: int) -> float:
@@ -19,15 +23,58 @@ def batch_time(point: FrontPoint, tables: Mapping[int, CostTable], batch_size: i
         tables: milliseconds per image at several batch sizes, on the engine the point is for.
         batch_size: images per batch.
     """
+    table = survivors_table(point, tables, batch_size)
+    return table.mean_cost(point.exit_share, point.active)
+
+
+def quickest(
+    found: Sequence[P], tables: Mapping[int, CostTable], search: Callable[[CostTable], P]
+) -> P:
+    """The point that takes least at the largest batch size of ``tables``.
+
+    From the best of ``found`` the search goes on, each time on what the pieces take in the batches
+    that reach them there, as long as that helps.
+    """
+    batch = max(tables)
+
+    def taken(point: P) -> float:
+        return batch_time(point, tables, batch)
+
+    best = min(found, key=taken)
+    for _ in range(_ROUNDS):
+        next_one = search(survivors_table(best, tables, batch))
+        if taken(next_one) >= taken(best):
+            break
+        best = next_one
+    return best
+
+
+def survivors_table(
+    point: FrontPoint, tables: Mapping[int, CostTable], batch_size: int
+) -> CostTable:
+    """Milliseconds per image of every piece, in batches of those who reach it at ``point``.
+
+    A search on this table sees that a head for a few stragglers is dear, and switches it off.
+    """
     share = np.asarray(point.exit_share)
-    arriving = batch_size * (1 - np.concatenate([[0.0], np.cumsum(share)[:-1]]))
-    last = len(share) - 1
-    total = 0.0
-    for k, n in enumerate(arriving):
-        total += _call(n, tables, [table.body[k] for _, table in sorted(tables.items())])
-        if k in point.active or k == last:
-            total += _call(n, tables, [table.head[k] for _, table in sorted(tables.items())])
-    return total / batch_size
+    reach = 1 - np.concatenate([[0.0], np.cumsum(share)[:-1]])
+    arriving = [max(float(n), 1e-6) for n in batch_size * reach]
+    ordered = [table for _, table in sorted(tables.items())]
+
+    def each(pieces: str) -> tuple[float, ...]:
+        columns = zip(*(getattr(table, pieces) for table in ordered), strict=True)
+        return tuple(
+            _call(n, tables, column) / n for n, column in zip(arriving, columns, strict=True)
+        )
+
+    largest = tables[max(tables)]
+    return CostTable(
+        unit=largest.unit,
+        body=each("body"),
+        head=each("head"),
+        full=_call(batch_size, tables, [table.full for table in ordered]) / batch_size,
+        meta=largest.meta | {"batch_size": batch_size, "survivors": arriving},
+    )
 
 
 def _call(n: float, tables: Mapping[int, CostTable], per_image: Sequence[float]) -> float:

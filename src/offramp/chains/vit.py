@@ -36,6 +36,11 @@ class ViTChain(Chain):
                 f"a ViT whose patches come from {type(embed).__name__} has no fixed grid to read; "
                 "use one with timm's PatchEmbed or HybridEmbed"
             )
+        if not isinstance(model.patch_drop, nn.Identity):
+            raise OfframpError(
+                "patch_drop_rate drops patches at random in training, and exits then lack their "
+                "grid: build the model with patch_drop_rate=0"
+            )
         native = tuple(embed.img_size) if embed.img_size is not None else None
         size = image_size or native
         if size is None:

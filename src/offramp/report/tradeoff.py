@@ -79,6 +79,8 @@ def draw_panel(axis: Any, findings: Findings, panel: Panel, colours: Look) -> No
         axis.set_xticks([])
         return
     _static(axis, findings, panel, colours)
+    if panel.key == "time":
+        _others(axis, findings, colours)
     for number, front in enumerate(findings.fronts):
         spots = [spot for spot in front.spots if panel.pick(spot) is not None]
         xs, ys = [panel.pick(spot) for spot in spots], [spot.accuracy for spot in spots]
@@ -115,6 +117,21 @@ def _static(axis: Any, findings: Findings, panel: Panel, colours: Look) -> None:
         axis.plot(x, spot.accuracy, "o", ms=7, color=colours.exits[k], mew=0, zorder=3)
         under: dict[str, Any] = {"offset": (0, -7), "ha": "center", "va": "top"}
         note(axis, str(position), (x, spot.accuracy), **under, color=colours.muted, fontsize=8)
+
+
+def _others(axis: Any, findings: Findings, colours: Look) -> None:
+    """Plain models timed beside the runner: where they stand in time; accuracy is not theirs."""
+    for name, speedup in _beside(findings).items():
+        axis.axvline(speedup, color=colours.muted, lw=0.9, ls=(0, (1, 2)), zorder=1)
+        foot = (speedup, axis.get_ylim()[0])
+        turned: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "bottom", "fontsize": 7.5}
+        note(axis, name, foot, offset=(-2, 4), color=colours.muted, **turned)
+
+
+def _beside(findings: Findings) -> dict[str, float]:
+    """Speed-up over the full model of every plain model in the newest point's benchmark."""
+    timed = findings.timing.batches(findings.headline.name) if findings.headline else []
+    return {name: 1 / plain.ratio for name, plain in timed[0].statics.items()} if timed else {}
 
 
 def _chosen(axis: Any, findings: Findings, panel: Panel, colours: Look) -> None:
@@ -154,6 +171,7 @@ def _scale(axis: Any, findings: Findings) -> None:
     """The same scales in all panels, so that they can be read against each other."""
     spots = _spots(findings)
     xs = [x for spot in spots for x in (spot.layers, spot.macs, spot.time) if x is not None]
+    xs += _beside(findings).values()
     ys = [spot.accuracy for spot in (findings.full, *spots)]
     ys += [] if findings.plain is None else [findings.plain]
     room = max(max(ys) - min(ys), 1.0)

@@ -1,5 +1,6 @@
 """Runtime: segments executed fast, so that saved arithmetic is saved time."""
 
+from offramp.runtime.batching import BatchPlan, BatchTimes
 from offramp.runtime.benchmark import BatchBench, BenchResult, bench
 from offramp.runtime.engines import ENGINES, Engine, EngineOptions, register_engine
 from offramp.runtime.latency import latency_table
@@ -9,6 +10,8 @@ from offramp.runtime.runner import Runner, compile_runner
 __all__ = [
     "ENGINES",
     "BatchBench",
+    "BatchPlan",
+    "BatchTimes",
     "BenchResult",
     "Engine",
     "EngineOptions",

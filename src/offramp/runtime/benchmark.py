@@ -15,6 +15,7 @@ from offramp.costs.macs import model_costs
 from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
 from offramp.policies import Policy
+from offramp.runtime.batching import BatchPlan
 from offramp.runtime.engines.engine import EngineOptions
 from offramp.runtime.hosting import hosting
 from offramp.runtime.latency import per_segment
@@ -139,7 +140,8 @@ def bench(
     One round sends every image, in batches, through the backbone, the runner, and a runner
     without early exits; the three take turns, in changing order. The ratio of a round is total
     time over total time, so that easy and hard images count as often as they come; reported is the
-    median over rounds. After each round the same batches go through the runner's throughput mode
+    median over rounds. An engine that has shapes for some batch sizes only follows a batch plan
+    measured on these images first. After each round the same batches go through the runner's throughput mode
     and, whole, through every segment, which gives the ideal time.
 
     Args:
@@ -163,6 +165,9 @@ def bench(
     )
     contenders = Contenders(model, runner, engine, options, statics or {})
     images = images.to(device=runner.device, dtype=runner.dtype)
+    if sizes := [size for size in runner.program.sizes if size <= max(batch_sizes)]:
+        advance("timing batch sizes for a plan")
+        runner.plan = BatchPlan(runner.measure(images, sizes))
     batches = []
     with evaluating(model), torch.inference_mode():
         for size in batch_sizes:
