@@ -3,9 +3,9 @@
     python benchmarks/engines.py runs/NAME --engine openvino:fp32,openvino:bf16,onnxruntime
 
 Needs a trained run. For every engine, in a process of its own: records of the calibration and
-test split, a latency table, operating points chosen by measured time at batch 1 and 32 for each
-promised loss, and then, interleaved in one run: the point against the unmodified model on the same
-engine, the same exits when none ever fires against all of them in one graph, peak memory of
+test split, a latency table, operating points chosen by measured time at batch 1, 8 and 32 for
+each promised loss, and then, interleaved in one run: the point against the unmodified model on the
+same engine, the same exits when none ever fires against all of them in one graph, peak memory of
 exported bundles, and for ONNX the single file with nested ``If`` against the bundle. Writes
 benchmarks/results/engines.json, one entry per engine; others stay.
 """
@@ -37,9 +37,8 @@ from offramp.runtime.bundle import export_bundle, load_bundle
 from offramp.runtime.parts import Layout, build_parts
 
 OUT = Path(__file__).parent / "results" / "engines.json"
-PLANNED = (1, 32)  # batch sizes that plans are chosen for
-TABLES = (1, 8, 32)  # and that latencies are measured at
-TIMED = {1: (1, 8), 32: (32, 128)}  # and where each plan is timed
+PLANS = {1: (1,), 8: (8,), 32: (32, 128)}  # batch size a plan is chosen for: sizes it is timed at
+TABLES = (1, 2, 4, 8, 16, 32)  # where latencies are measured
 FIXED = 8  # up to here both contenders have fixed shapes
 
 
@@ -84,7 +83,7 @@ def measure(run: RunFolder, spec: str, arguments: argparse.Namespace) -> dict[st
         "latency": {str(size): table.model_dump(mode="json") for size, table in tables.items()},
         "points": {},
     }
-    for size in PLANNED:
+    for size, timed_at in PLANS.items():
         for drop in arguments.drops:
             name = f"{engine}-{records.meta.precision}-batch-{size}-drop-{drop:g}"
             say(f"{spec}: {name}")
@@ -98,7 +97,7 @@ def measure(run: RunFolder, spec: str, arguments: argparse.Namespace) -> dict[st
                 progress=False,
             )
             timing = None
-            for batch in (s for s in TIMED[size] if s <= len(images)):
+            for batch in (s for s in timed_at if s <= len(images)):
                 shapes = replace(options, batch_size=batch if batch <= FIXED else None)
                 one = bench(
                     run.model,
@@ -139,7 +138,7 @@ def never_firing(
     options: EngineOptions,
     rounds: int,
     planned: int,
-) -> dict[str, float]:
+) -> float:
     """All exits of a point active but none firing, over the same exits compiled as one graph."""
     never = Confidence.shared(Confidence.never, run.model.num_exits)
     build = ENGINES.get(point.engine)(options)
@@ -148,15 +147,10 @@ def never_firing(
     )
     parts = build_parts(run.model, sorted(point.active), never, dtype=build.part_dtype)
     joint = build.prepare([AllExits(parts).eval()]).segments[0].call  # type: ignore[list-item]
-    found = {}
     with torch.inference_mode():
-        for size in (1, 8) if planned == 1 else (32,):
-            groups = [group for group in images.split(size) if len(group) == size][:64]
-            ratios = []
-            for turn in range(rounds + 1):
-                ratios.append(in_turn((runner, joint), groups, turn))
-            found[str(size)] = median(ratios[1:])
-    return found
+        groups = [group for group in images.split(planned) if len(group) == planned][:64]
+        ratios = [in_turn((runner, joint), groups, turn) for turn in range(rounds + 1)]
+    return median(ratios[1:])
 
 
 def single(run: RunFolder, point: OperatingPoint, rounds: int) -> dict[str, Any]:
@@ -223,7 +217,7 @@ def show(name: str, found: dict[str, Any]) -> None:
     say(
         f"  {len(found['active'])} exits, loses {judged['drop']:.2f}, layers "
         f"{judged['speedup_layers']:.2f}, MACs {judged['speedup_macs']:.2f}, never firing "
-        + " ".join(f"{size}: {ratio:.3f}" for size, ratio in found["never_firing"].items())
+        f"{found['never_firing']:.3f}"
     )
     for row in found["timing"]["batches"]:
         say(

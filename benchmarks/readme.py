@@ -209,7 +209,8 @@ def engines(found: Json) -> str:
         for point in entry["points"].values():
             judged = point["evaluation"]
             for row in point["timing"]["batches"]:
-                idle = point["never_firing"].get(str(row["batch_size"]))
+                here = row["batch_size"] == point["planned_for_batch"]
+                idle = f"{point['never_firing']:.2f}" if here else ""
                 cells = [
                     f"≤ {point['max_drop']:g}, for batch {point['planned_for_batch']}",
                     str(len(point["active"])),
@@ -224,7 +225,7 @@ def engines(found: Json) -> str:
                     f"{row['efficiency']:.2f}",
                     f"{row['speedup_stream']:.2f}×",
                     f"{row['no_exit_overhead']:.2f}",
-                    "" if idle is None else f"{idle:.2f}",
+                    idle,
                 ]
                 lines.append("| " + " | ".join(cells) + " |")
         memory = entry["memory_mib"]
@@ -244,10 +245,40 @@ def engines(found: Json) -> str:
             ]
     lines += [
         "",
+        *against_eager(found["engines"]),
         "*No exits*: the runner without early exits over the unmodified model. *None fires*: all "
         "exits of the point active but none firing, over the same exits in one graph.",
     ]
     return "\n".join(lines) + "\n\nFile: `benchmarks/results/engines.json`.\n"
+
+
+def against_eager(entries: Json) -> list[str]:
+    """What precision, engine and exits bring together, where the eager model was timed as well."""
+    eager = entries.get("torch:float32")
+    if eager is None:
+        return []
+    full = {
+        row["batch_size"]: row["full_ms"]
+        for point in eager["points"].values()
+        for row in point["timing"]["batches"]
+    }
+    gains = []
+    for name, entry in entries.items():
+        best: dict[int, float] = {}
+        for point in entry["points"].values():
+            if point["evaluation"]["drop"] <= 0.5:
+                for row in point["timing"]["batches"]:
+                    size = row["batch_size"]
+                    if size in full:
+                        best[size] = max(best.get(size, 0), full[size] / row["dynamic_ms"])
+        told = ", ".join(f"{gain:.1f}× at batch {size}" for size, gain in sorted(best.items()))
+        if told and name != "torch:float32":
+            gains.append(f"{name} {told}")
+    return [
+        "Time of the unmodified model in eager PyTorch over that of the quickest point that loses "
+        f"at most 0.5 points: {'; '.join(gains)}.",
+        "",
+    ]
 
 
 if __name__ == "__main__":

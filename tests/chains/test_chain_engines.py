@@ -46,6 +46,4 @@ def test_answers_and_exits_are_torchs(name: str, engine: str) -> None:
     for size in (1, 2, 5):
         got = runner(x[:size])
         assert torch.equal(got.exit, expected.exit[:size])
-        torch.testing.assert_close(
-            got.logits, expected.logits[:size], rtol=1e-3, atol=1e-3 * scale
-        )
+        torch.testing.assert_close(got.logits, expected.logits[:size], rtol=1e-3, atol=1e-3 * scale)

@@ -17,8 +17,8 @@ from offramp.report import gallery, write_report
 from offramp.report.findings import Findings
 from offramp.report.leavers import groups
 from offramp.report.style import css_variables, ramp
-from offramp.report.tradeoff import panels, plot_panel
 from offramp.report.timing import NOT_MEASURED, read_timing
+from offramp.report.tradeoff import panels, plot_panel
 from offramp.runs import RunFolder, calibrate_run
 
 PLOTS = {"tradeoff", "exits", "accuracy", "reliability", "training", "by-digits", "images"}

@@ -7,6 +7,7 @@ import typer
 
 from offramp.cli.bench import bench
 from offramp.cli.calibrate import calibrate
+from offramp.cli.compare import compare
 from offramp.cli.demo import demo
 from offramp.cli.errors import Commands
 from offramp.cli.eval import evaluate
@@ -54,6 +55,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "calibrate": calibrate,
     "bench": bench,
+    "compare": compare,
     "export": export,
     "frontier": frontier,
     "predict": predict,

@@ -141,8 +141,8 @@ def bench(
     without early exits; the three take turns, in changing order. The ratio of a round is total
     time over total time, so that easy and hard images count as often as they come; reported is the
     median over rounds. An engine that has shapes for some batch sizes only follows a batch plan
-    measured on these images first. After each round the same batches go through the runner's throughput mode
-    and, whole, through every segment, which gives the ideal time.
+    measured on these images first. After each round the same batches go through the runner's
+    throughput mode and, whole, through every segment, which gives the ideal time.
 
     Args:
         images: preprocessed real images (N, 3, H, W); several hundred for an honest batch 1.

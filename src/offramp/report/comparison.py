@@ -1,0 +1,91 @@
+"""Methods side by side: accuracy over cost as a plot, and one table."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from offramp.comparison import Comparison, Method, Spread
+from offramp.report.style import DEPTH_LIGHT, figure, look, note, ramp, save_png, styled
+
+LINES = ("-", (0, (5, 2)), (0, (1, 1.4)))
+NOBODY = "–"
+
+
+def table_rows(found: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells: the best area first."""
+    heads = [
+        "method",
+        "policy",
+        "full",
+        *(f"at {100 * budget:g} %" for budget in found.budgets),
+        *(f"MACs at −{drop:g}" for drop in found.drops),
+        f"mean {100 * found.lowest:.0f}–100 %",
+        *(["time"] if any(method.timed for method in found.methods) else []),
+        "training",
+    ]
+    order = sorted(found.methods, key=lambda m: -m.area.mean if m.area else 0.0)
+    return heads, [_row(found, method) for method in order]
+
+
+def _row(found: Comparison, method: Method) -> list[str]:
+    cells = [method.name, method.policy, str(method.full)]
+    cells += [_cell(method.at_budget[f"{budget:g}"]) for budget in found.budgets]
+    cells += [_cell(method.at_drop[f"{drop:g}"]) for drop in found.drops]
+    cells.append(_cell(method.area))
+    if any(one.timed for one in found.methods):
+        told = [f"{timed.speedup:.2f}× ({timed.ms:.2f} ms)" for timed in method.timed]
+        cells.append(", ".join(told) or NOBODY)
+    seconds = method.training_seconds
+    return [*cells, f"{seconds.mean / 60:.1f} min" if seconds else NOBODY]
+
+
+def _cell(spread: Spread | None) -> str:
+    return NOBODY if spread is None else str(spread)
+
+
+def markdown(found: Comparison) -> str:
+    """The table with what its numbers mean, for a page."""
+    heads, rows = table_rows(found)
+    lines = [
+        f"{found.dataset}, {found.samples:,} {found.split} images. Budgets and drops refer to "
+        f"{found.reference}: {found.reference_accuracy:.2f} % and "
+        f"{found.reference_macs / 1e6:.0f} M MACs. Settings are chosen on the calibration split.",
+        "",
+        "| " + " | ".join(heads) + " |",
+        "|" + "---|" * len(heads),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot_comparison(found: Comparison) -> Figure:
+    """Held-out accuracy over the share of MACs, one line per method, the best area on top."""
+    made, (axis,) = figure(8.2, 5.2)
+    colours, order = look(1), sorted(found.methods, key=lambda m: -m.area.mean if m.area else 0.0)
+    shades = ramp(DEPTH_LIGHT, max(2, len(order)))[::-1]
+    axis.set_xlabel(f"share of the MACs of {found.reference}")
+    axis.set_ylabel(f"accuracy on {found.dataset}, %")
+    axis.grid(axis="y")
+    axis.axhline(found.reference_accuracy, color=colours.muted, lw=0.8, ls=(0, (2, 3)))
+    for number, method in enumerate(order):
+        spots = sorted(method.curve)
+        label = method.name if method.policy == "confidence" else f"{method.name}, {method.policy}"
+        style: dict[str, Any] = {"ls": LINES[number % len(LINES)], "lw": 1.4, "label": label}
+        colour = colours.accent if number == 0 else shades[number]
+        axis.plot([x for x, _ in spots], [y for _, y in spots], color=colour, **style)
+    best = [y for method in order for x, y in method.curve if x <= 1.05]
+    if best:
+        low = min(y for method in order for x, y in method.curve if x >= found.lowest)
+        axis.set_ylim(low - 1.0, max(*best, found.reference_accuracy) + 1.0)
+    axis.set_xlim(right=1.1)
+    place = (axis.get_xlim()[1], found.reference_accuracy)
+    note(axis, "reference", place, offset=(-2, 5), ha="right", color=colours.muted, fontsize=8)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    return made
+
+
+def save_comparison_plot(found: Comparison, path: Path) -> Path:
+    """Draw and write a PNG."""
+    with styled("comparison"):
+        return save_png(plot_comparison(found), path)

@@ -1,0 +1,113 @@
+"""Comparing runs: settings are picked on one split, judged on another, and seeds are averaged."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from report_runs import invented_records
+
+from offramp.calibration import calibrate, evaluate
+from offramp.comparison import Comparison, Curve, compare
+from offramp.comparison.curve import Spot
+from offramp.comparison.result import Spread
+from offramp.errors import OfframpError
+from offramp.files import write_atomic
+from offramp.report.comparison import markdown, save_comparison_plot, table_rows
+from offramp.runs import RunFolder
+
+CURVE = Curve(
+    calibrated=(Spot(0.3, 60.0), Spot(0.5, 80.0), Spot(0.6, 79.0), Spot(1.0, 90.0)),
+    held_out=(Spot(0.31, 59.0), Spot(0.52, 78.0), Spot(0.6, 81.0), Spot(1.0, 88.0)),
+)
+
+
+@pytest.fixture
+def pair(bare_run: RunFolder, tmp_path: Path) -> list[RunFolder]:
+    """Two seeds of one recipe, with records of their own."""
+    runs = []
+    for seed in (0, 1):
+        run = RunFolder(tmp_path / f"seed{seed}")
+        shutil.copytree(bare_run.path, run.path)
+        recipe = yaml.safe_load((run.path / "recipe.yaml").read_text())
+        write_atomic(run.path / "recipe.yaml", yaml.safe_dump(recipe | {"seed": seed}))
+        for number, split in enumerate(("calibration", "test")):
+            records = invented_records(run.model, run.data, split, seed=10 * seed + number)
+            records.save(run.path / f"records-{split}.safetensors")
+        runs.append(run)
+    return runs
+
+
+def test_a_setting_is_picked_in_calibration_and_judged_elsewhere() -> None:
+    assert CURVE.within(0.55) == Spot(0.52, 78.0)
+    assert CURVE.within(0.7) == Spot(0.52, 78.0)  # 0.6 looked worse in calibration
+    assert CURVE.within(0.2) is None
+    assert CURVE.reaching(79.5) == Spot(0.52, 78.0)
+    assert CURVE.reaching(95.0) is None
+
+
+def test_the_area_is_the_mean_over_budgets() -> None:
+    assert CURVE.area(0.5, 0.9) == pytest.approx(78.0)
+    assert CURVE.area(0.3, 0.5, steps=2) == pytest.approx((59 + 59 + 78) / 3)
+    assert CURVE.area(0.2) is None, "a budget that cannot be kept has no accuracy"
+
+
+def test_spreads() -> None:
+    assert str(Spread.of([1.0, 3.0])) == "2.00 ± 1.41"
+    assert str(Spread.of([1.0])) == "1.00"
+    assert Spread.of([1.0, None]) is None
+
+
+def test_seeds_are_one_method_and_policies_are_several(pair: list[RunFolder]) -> None:
+    paths = [str(run.path) for run in pair]
+    found = compare([*paths, f"{paths[0]}:patience"], progress=False)
+    assert [(m.policy, m.runs) for m in found.methods] == [
+        ("confidence", ["seed0", "seed1"]),
+        ("patience", ["seed0"]),
+    ]
+    method = found.methods[0]
+    finals = [100 * run.records("test").accuracy[-1] for run in pair]
+    assert method.full.values == pytest.approx(finals)
+    assert found.reference_accuracy == pytest.approx(finals[0])
+    assert list(method.exits) == pair[0].model.exit_names
+    assert Comparison.model_validate_json(found.model_dump_json()) == found
+
+
+def test_figures_are_those_of_calibrate_and_evaluate(pair: list[RunFolder]) -> None:
+    run = pair[0]
+    found = compare([str(run.path)], budgets=[0.7], drops=[3.0], progress=False)
+    front = calibrate(run.records("calibration"), max_cost=1e9, costs=run.costs)
+    affordable = [point for point in front.front if point.cost_share <= 0.7]
+    chosen = max(affordable, key=lambda point: point.accuracy)
+    expected = evaluate(front.model_copy(update=chosen.model_dump()), run.records("test"))
+    spread = found.methods[0].at_budget["0.7"]
+    assert spread is not None
+    assert spread.mean == pytest.approx(expected.accuracy)
+    share = found.methods[0].at_drop["3"]
+    assert share is not None
+    assert 0 < share.mean < 1
+
+
+def test_table_and_plot(pair: list[RunFolder], tmp_path: Path) -> None:
+    found = compare([str(run.path) for run in pair], progress=False)
+    heads, rows = table_rows(found)
+    assert all(len(row) == len(heads) for row in rows)
+    assert "±" in rows[0][2]
+    assert markdown(found).count("\n|") == len(rows) + 2
+    assert save_comparison_plot(found, tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_other_samples_are_refused(pair: list[RunFolder]) -> None:
+    path = pair[1].path / "records-test.safetensors"
+    records = pair[1].records("test")
+    short = type(records).from_logits(
+        records.logits[:100], records.labels[:100], ids=records.ids[:100], meta=records.meta
+    )
+    short.save(path)
+    with pytest.raises(OfframpError, match="only runs on the same samples"):
+        compare([str(run.path) for run in pair], progress=False)
+
+
+def test_an_unknown_policy_is_named(pair: list[RunFolder]) -> None:
+    with pytest.raises(OfframpError, match="patiense"):
+        compare([f"{pair[0].path}:patiense"], progress=False)
