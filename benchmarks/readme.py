@@ -3,15 +3,17 @@
     python benchmarks/readme.py
 
 Reads ``benchmarks/results/early_exit.json`` and ``compaction.json`` (the same LGViT run), writes
-``docs/tradeoff.png`` and the part of ``README.md`` between the two marks; from
-``every_backbone.json`` that of ``docs/backbones.md``, from ``engines.json`` that of
-``docs/engines.md``.
+``docs/tradeoff.png`` and the part of ``README.md`` between the two marks, and that of each page in
+``PAGES`` from its results.
 """
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from zoo_tables import levit, zoo
 
 from offramp.costs import CostTable
 from offramp.files import write_atomic
@@ -25,11 +27,16 @@ PLAIN, TIMED = "deit-tiny-cifar100-112-finetune", "drop-1-time"
 Json = dict[str, Any]
 
 
+def read(file: str) -> Json:
+    """A committed result."""
+    found: Json = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    return found
+
+
 def main() -> None:
-    accuracy = json.loads((RESULTS / "early_exit.json").read_text(encoding="utf-8"))
-    training = json.loads((RESULTS / "training_cost.json").read_text(encoding="utf-8"))
+    accuracy, training = read("early_exit.json"), read("training_cost.json")
     minutes = {recipe["name"]: recipe["minutes"] for recipe in training["recipes"].values()}
-    timing = json.loads((RESULTS / "compaction.json").read_text(encoding="utf-8"))
+    timing = read("compaction.json")
     lgvit = next(run for run in accuracy["runs"].values() if run["run"].endswith("lgvit"))
     linear = next(run for run in accuracy["runs"].values() if run["run"].endswith("linear"))
     table = CostTable.model_validate(timing["latency"][BATCH])
@@ -38,13 +45,10 @@ def main() -> None:
     with styled("readme"):
         save_png(draw(lgvit, linear, table), picture)
     fill(HOME / "README.md", words(lgvit, linear, timing, minutes))
-    every = RESULTS / "every_backbone.json"
-    if every.is_file():
-        found = json.loads(every.read_text(encoding="utf-8"))
-        fill(HOME / "docs" / "backbones.md", backbones(found))
-    deployed = RESULTS / "engines.json"
-    if deployed.is_file():
-        fill(HOME / "docs" / "engines.md", engines(json.loads(deployed.read_text("utf-8"))))
+    for page, parts in PAGES.items():
+        made = [write(read(file)) for file, write in parts.items() if (RESULTS / file).is_file()]
+        if made:
+            fill(HOME / "docs" / page, "\n".join(made))
 
 
 def fill(page: Path, measured: str) -> None:
@@ -280,6 +284,15 @@ def against_eager(entries: Json) -> list[str]:
         "",
     ]
 
+
+PAGES: dict[str, dict[str, Callable[[Json], str]]] = {
+    "backbones.md": {
+        "every_backbone.json": backbones,
+        "zoo_attention.json": zoo,
+        "levit_headline.json": levit,
+    },
+    "engines.md": {"engines.json": engines},
+}
 
 if __name__ == "__main__":
     sys.exit(main())
