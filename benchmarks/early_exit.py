@@ -22,7 +22,8 @@ from offramp.costs import CostTable, describe_environment
 from offramp.errors import OfframpError
 from offramp.files import write_json
 from offramp.policies import Confidence
-from offramp.runs import RunFolder, evaluate_run
+from offramp.run_evaluation import evaluate_run
+from offramp.runs import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parent))
 from compaction import commit

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from early_exit_tables import deadlines, methods, risks, thresholds
 from zoo_tables import levit, zoo
 
 from offramp.costs import CostTable
@@ -292,6 +293,12 @@ PAGES: dict[str, dict[str, Callable[[Json], str]]] = {
         "levit_headline.json": levit,
     },
     "engines.md": {"engines.json": engines},
+    "early_exit.md": {
+        "method_comparison.json": methods,
+        "risk_control.json": risks,
+        "threshold_search.json": thresholds,
+        "deadlines.json": deadlines,
+    },
 }
 
 if __name__ == "__main__":

@@ -34,10 +34,10 @@ def stage_runs(config: RunConfig, folder: Path) -> list[StageRun]:
     """Every stage of a recipe on a model of its own, ready to step."""
     data, runs = open_data(config), []
     options = LoopOptions(precision=config.precision, device=config.device, progress=False)
-    for index, stage in enumerate(config.recipe.stages()):
+    for index, stage in enumerate(config.recipe.stages(config.build(data))):
         if stage.settings.epochs == 0:
             continue
-        model = config.build(data.classes)
+        model = config.build(data)
         trainer = Trainer(model, config.recipe, data, folder, options)
         run = StageRun(trainer.context, index, stage, MetricsLog(folder, None))
         run.prepare()

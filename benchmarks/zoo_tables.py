@@ -11,8 +11,9 @@ def zoo(found: Json) -> str:
     lines = [
         "### The zoo's own attention",
         "",
-        f"Whole networks with the same weights as a straightforward implementation, {hardware['cpu']}"
-        f", {hardware['threads']} threads, eager torch, {found['rounds']} interleaved rounds:",
+        "Whole networks beside a straightforward implementation with the same weights, "
+        f"{hardware['cpu']}, {hardware['threads']} threads, eager torch, {found['rounds']} "
+        "interleaved rounds:",
         "",
         "| network | batch | ms per image | plain | ratio |",
         "|---|---|---|---|---|",
@@ -48,9 +49,9 @@ def levit(found: Json) -> str:
     lines = [
         "### LeViT's headline",
         "",
-        f"At {claim['accuracy']:g} % ImageNet accuracy LeViT is said to be {claim['times_faster']:g}× "
-        "as fast as EfficientNet on a CPU (arXiv 2104.01136). Pairs of the same published accuracy "
-        "on one core here, batch 1:",
+        f"At {claim['accuracy']:g} % ImageNet accuracy LeViT is said to be "
+        f"{claim['times_faster']:g}× as fast as EfficientNet on a CPU (arXiv 2104.01136). Pairs of "
+        "the same published accuracy on one core here, batch 1:",
         "",
         "| engine | LeViT | % | EfficientNet | % | MACs | time |",
         "|---|---|---|---|---|---|---|",

@@ -13,6 +13,7 @@ vision_cure.ensure()
 import timm  # noqa: E402
 
 import offramp.zoo  # noqa: E402, F401  (registers its models)
+from offramp.zoo.cascade import Cascade  # noqa: E402
 
 
 class Variant(NamedTuple):
@@ -71,6 +72,19 @@ def settle(model: nn.Module, images: torch.Tensor) -> None:
 
 def from_timm(name: str, **arguments: Any) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, num_classes=10, **arguments)
+
+
+def in_turn(
+    *members: tuple[Callable[[], nn.Module], int], average: bool = False
+) -> Callable[[], nn.Module]:
+    """A cascade of models at these sizes; they want other means and deviations."""
+
+    def build() -> nn.Module:
+        norms = [((0.1 * i,) * 3, (0.5 + 0.1 * i,) * 3) for i in range(len(members))]
+        models, sizes = zip(*((build(), size) for build, size in members), strict=True)
+        return Cascade(models, sizes, average=average, norms=norms)
+
+    return build
 
 
 def from_transformers(model: str, config: str, **arguments: Any) -> Callable[[], nn.Module]:
@@ -132,6 +146,7 @@ LEVIT = {
     "num_heads": (2, 3, 4),
     "depth": (1, 1, 1),
 }
+EVO_LEVIT = LEVIT | {"depth": (3, 2, 1)}
 CROSSVIT = {
     "img_size": 60,
     "img_scale": (1.0, 0.8),
@@ -162,6 +177,9 @@ VIL = {
     "depths": (1, 2, 1, 1),
     "windows": (3, 3, 3, 3),
 }
+
+SMALL_VIT = VIT | {"depth": 2, "embed_dim": 24}
+BIG_VIT = VIT | {"img_size": 48}
 
 VARIANTS: dict[str, Variant] = {
     "deit": Variant(from_timm("deit_tiny_patch16_224", **VIT), (32, 32)),
@@ -210,6 +228,12 @@ VARIANTS: dict[str, Variant] = {
     ),
     "levit": Variant(from_timm("levit_128s", **LEVIT), (80, 80)),
     "levit conv": Variant(from_timm("levit_conv_128s", **LEVIT), (80, 80)),
+    "evo levit": Variant(from_timm("evo_levit_128s", **EVO_LEVIT), (80, 80), settle=True),
+    "evo levit oblong": Variant(
+        from_timm("evo_levit_128s", **(EVO_LEVIT | {"img_size": (64, 96), "keep": 0.3})),
+        (64, 96),
+        settle=True,
+    ),
     "crossvit": Variant(from_timm("crossvit_9_240", **CROSSVIT), (60, 60)),
     "crossvit dagger": Variant(from_timm("crossvit_9_dagger_240", **CROSSVIT), (60, 60)),
     "cct": Variant(from_timm("cct_7_3x2_32", **CCT), (32, 32)),
@@ -249,5 +273,21 @@ VARIANTS: dict[str, Variant] = {
             share_global=False,
         ),
         (72, 100),
+    ),
+    "cascade": Variant(
+        in_turn(
+            (from_timm("deit_tiny_patch16_224", **SMALL_VIT), 32),
+            (from_timm("deit_tiny_patch16_224", **BIG_VIT), 48),
+        ),
+        (48, 48),
+    ),
+    "cascade averaged": Variant(
+        in_turn(
+            (from_timm("deit_tiny_patch16_224", **BIG_VIT), 48),
+            (from_timm("test_efficientnet"), 64),
+            (from_timm("deit_tiny_distilled_patch16_224", **SMALL_VIT), 32),
+            average=True,
+        ),
+        (64, 64),
     ),
 }

@@ -11,6 +11,7 @@ from offramp.version import __version__
 
 if TYPE_CHECKING:
     from offramp.calibration import OperatingPoint, Records, calibrate, evaluate
+    from offramp.cascades import cascade
     from offramp.chains import Chain
     from offramp.chains.chain import chain
     from offramp.creation import create
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from offramp.runtime import Runner
     from offramp.runtime import compile_runner as compile
     from offramp.runtime.bundle import export_bundle, load_bundle
+    from offramp.shared import SharedBackbone
 
 _HOMES = {
     "Chain": "chains",
@@ -33,7 +35,9 @@ _HOMES = {
     "OperatingPoint": "calibration",
     "Records": "calibration",
     "Runner": "runtime",
+    "SharedBackbone": "shared",
     "calibrate": "calibration",
+    "cascade": "cascades",
     "chain": "chains",
     "collect": "recording",
     "compile": "runtime:compile_runner",
@@ -56,8 +60,10 @@ __all__ = [
     "OperatingPoint",
     "Records",
     "Runner",
+    "SharedBackbone",
     "__version__",
     "calibrate",
+    "cascade",
     "chain",
     "collect",
     "compile",

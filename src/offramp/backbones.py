@@ -10,6 +10,7 @@ from offramp.chains import Chain
 from offramp.chains.hf import processor_defaults
 from offramp.errors import OfframpError, suggest
 from offramp.model_config import Preprocessing
+from offramp.own_weights import load_own
 
 Pretrained = bool | str | Path
 
@@ -43,7 +44,9 @@ def build_backbone(
     Args:
         name: timm model name, also ``hf-hub:owner/model`` or ``local-dir:folder``.
         num_classes: classes of a new classifier; None keeps the model's own.
-        pretrained: True takes timm's weights (its cache or the Hub), a path a local file of them.
+        pretrained: True takes timm's weights (its cache or the Hub), a path a local file of them,
+            or the folder of a finished run: then its backbone, and its classifier where that has as
+            many classes.
         image_size: pixels, one number or (H, W); None keeps the model's own. Models that take
             images of any size are not told.
         arguments: further keyword arguments of ``timm.create_model``.
@@ -78,6 +81,10 @@ def build(
     for taken in ("num_classes", "pretrained"):
         if taken in own:
             raise OfframpError(f"backbone_args.{taken}: give {taken} itself, not as an argument")
+    if not isinstance(pretrained, bool) and Path(pretrained).expanduser().exists():
+        bare = build(name, num_classes=num_classes, image_size=image_size, arguments=arguments)
+        if load_own(bare.module, Path(pretrained).expanduser()):
+            return bare
     options = _weights(pretrained)
     if num_classes is not None:
         options["num_classes"] = num_classes
@@ -101,7 +108,9 @@ def _weights(pretrained: Pretrained) -> dict[str, Any]:
         return {"pretrained": pretrained}
     file = Path(pretrained).expanduser()
     if not file.is_file():
-        raise OfframpError(f"pretrained = {file}: no such file (give a local weights file)")
+        raise OfframpError(
+            f"pretrained = {file}: no such file (give a local weights file or a run)"
+        )
     return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
 
 

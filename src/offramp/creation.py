@@ -1,7 +1,7 @@
 """offramp.create: a backbone by name or as an object, and exits on it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -9,26 +9,34 @@ from torch import nn
 from offramp.backbones import Built, Pretrained, build, preprocessing_of
 from offramp.chains import Chain, chain
 from offramp.chains.shapes import size_refusals
+from offramp.chains.tapped import Tap
 from offramp.errors import OfframpError
 from offramp.exits import ExitSpec, expand_layout
 from offramp.model import MultiExitModel
 from offramp.model_config import ModelConfig, Preprocessing
+from offramp.reducers import ReducerSpec, reduced
+from offramp.tasks import Target
 
 ExitsArgument = str | Sequence[ExitSpec | dict[str, Any]]
+ReducerArgument = str | dict[str, Any] | ReducerSpec | None
 
 
 def create(
     backbone: str | nn.Module,
     *,
     exits: ExitsArgument = "lgvit",
+    reducer: ReducerArgument = None,
     count: int | None = None,
     at: Sequence[int] | None = None,
+    tap: Tap = "block",
     num_classes: int | None = None,
     pretrained: Pretrained = False,
     image_size: int | tuple[int, int] | None = None,
     backbone_args: dict[str, Any] | None = None,
     labels: list[str] | None = None,
     preprocessing: Preprocessing | Any = None,
+    task: Literal["classification", "regression"] = "classification",
+    target: Target | None = None,
 ) -> MultiExitModel:
     """Give a backbone early exits.
 
@@ -37,8 +45,11 @@ def create(
             of ``transformers``.
         exits: a layout (``"lgvit"``), a head's name for that head everywhere (``"linear"``), or one
             specification per exit: ``{"after": 4, "head": "lph", "options": {"kernel": 3}}``.
+        reducer: what leaves tokens out: a name, or name and options ``{"name": "tome", "r": 8}``.
         count: number of exits, placed at equal MACs. Default: 8, fewer on shallow backbones.
         at: 1-based blocks instead of ``count``.
+        tap: what the heads of a layout read: the block's output, its ``attention``'s, or the
+            hidden activation of its ``ffn``. (In a list each exit says so itself.)
         num_classes: classes of the task; None keeps the backbone's own classifier.
         pretrained: True (timm's cache or the Hub) or the path of a local weights file.
         image_size: pixels; None keeps the backbone's own.
@@ -46,10 +57,13 @@ def create(
         labels: class names by index.
         preprocessing: instead of what the backbone says of itself; an image processor of
             ``transformers`` will do.
+        task: ``regression`` gives every exit one number instead of classes.
+        target: mean and spread of the numbers to learn; the model is trained on (y − mean) / std.
 
     Raises:
         OfframpError: for unknown names, positions outside the backbone, impossible options.
     """
+    num_classes = _outputs(num_classes, task, target)
     if isinstance(backbone, str):
         name = backbone
         module, arguments = build(
@@ -61,16 +75,20 @@ def create(
         )
     else:
         name, (module, arguments) = _name_of(backbone), Built(backbone, dict(backbone_args or {}))
-    links = chain(module, image_size=image_size)
+    fewer = None if reducer is None else ReducerSpec.model_validate(reducer)
+    links = reduced(chain(module, image_size=image_size), fewer)
     if links.num_classes < 1:
         raise OfframpError(f"{name} has no classifier of its own: give num_classes=")
     if num_classes is not None and num_classes != links.num_classes:
         raise OfframpError(f"num_classes = {num_classes}, but {name} has {links.num_classes}")
     if isinstance(exits, str):
         specs = expand_layout(exits, step_costs(links), count=count, at=at)
+        specs = [spec.model_copy(update={"tap": tap}) for spec in specs]
     else:
-        if count is not None or at is not None:
-            raise OfframpError("count and at go with a layout's name, not with a list of exits")
+        if count is not None or at is not None or tap != "block":
+            raise OfframpError(
+                "count, at and tap go with a layout's name, not with a list of exits"
+            )
         specs = [e if isinstance(e, ExitSpec) else ExitSpec.model_validate(e) for e in exits]
     config = ModelConfig(
         backbone=name,
@@ -78,8 +96,11 @@ def create(
         external=not isinstance(backbone, str),
         num_classes=links.num_classes,
         exits=sorted(specs, key=lambda spec: spec.after),
+        reducer=fewer,
         preprocessing=preprocessing_of(links, preprocessing),
         labels=labels,
+        task=task,
+        target=(target or Target()) if task == "regression" else None,
     )
     return MultiExitModel(module, config)
 
@@ -92,12 +113,23 @@ def step_costs(links: Chain) -> list[int]:
 
     device = next(links.backbone.parameters()).device
     costs = []
-    with evaluating(links.backbone), size_refusals(links):
+    with evaluating(links), size_refusals(links):
         state = links.embed(torch.zeros(1, links.in_chans, *links.image_size, device=device))
         for step in links.steps:
             costs.append(count_macs(step, *state))
             state = step(*state)
     return costs
+
+
+def _outputs(num_classes: int | None, task: str, target: Target | None) -> int | None:
+    """Outputs of every exit, refusing what does not go with the task."""
+    if task != "regression":
+        if target is not None:
+            raise OfframpError(f"target goes with task='regression', not with {task!r}")
+        return num_classes
+    if num_classes not in (None, 1):
+        raise OfframpError(f"num_classes = {num_classes}, but a regression model has one output")
+    return 1
 
 
 def _name_of(backbone: nn.Module) -> str:

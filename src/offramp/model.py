@@ -2,18 +2,22 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from offramp.chains import State, chain
+from offramp.chains.tapped import tapped
 from offramp.errors import OfframpError
 from offramp.exits import Exit, build_exit, check_positions
 from offramp.files import tensor_digest
 from offramp.hub import HubModel
 from offramp.model_config import ModelConfig, Preprocessing
+from offramp.reducers import reduced
 from offramp.segments import Segment
+from offramp.tasks import Task, task_named
 
 
 class MultiExitModel(HubModel):
@@ -32,14 +36,16 @@ class MultiExitModel(HubModel):
 
     def __init__(self, backbone: nn.Module, config: ModelConfig) -> None:
         super().__init__(backbone, config)
-        self.chain = chain(backbone, image_size=config.preprocessing.image_size)
+        links = chain(backbone, image_size=config.preprocessing.image_size)
+        links = reduced(links, config.reducer)
         specs = sorted(config.exits, key=lambda spec: spec.after)
-        check_positions(specs, len(self.chain), config.backbone)
+        check_positions(specs, len(links), config.backbone)
+        self.chain = tapped(links, {spec.after: spec.tap for spec in specs})
         self.positions = tuple(spec.after for spec in specs)
         self.exits = nn.ModuleList(
             build_exit(
                 spec.head,
-                self.chain.token_spec(spec.after - 1),
+                self.chain.exit_spec(spec.after - 1),
                 self.chain.num_classes,
                 spec.options,
             )
@@ -62,7 +68,7 @@ class MultiExitModel(HubModel):
 
     @property
     def exit_names(self) -> list[str]:
-        return [*(f"block {p}" for p in self.positions), "final"]
+        return [*(self.chain.place(p - 1) for p in self.positions), "final"]
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -78,6 +84,11 @@ class MultiExitModel(HubModel):
     def preprocessing(self) -> Preprocessing:
         return self.config.preprocessing
 
+    @cached_property
+    def task(self) -> Task:
+        """What kind of answers it gives."""
+        return task_named(self.config.task, self.config.target)
+
     @property
     def labels(self) -> list[str] | None:
         return self.config.labels
@@ -92,7 +103,11 @@ class MultiExitModel(HubModel):
             yield state
 
     def forward(self, images: Tensor) -> list[NamedTuple]:
-        """Images (B, 3, H, W) → what every exit says, shallow to deep."""
+        """Images (B, 3, H, W) → what every exit says, shallow to deep.
+
+        A regression model speaks in the unit it is trained in (`ModelConfig.target`); runners and
+        records give values in the unit of the targets.
+        """
         outputs = []
         inputs: State = (images,)
         for segment in self.segments():
@@ -136,13 +151,17 @@ class MultiExitModel(HubModel):
 
     def fingerprint(self) -> str:
         """16 hex characters that name these weights and this architecture."""
-        architecture = self.config.model_dump_json(include={"backbone", "backbone_args", "exits"})
-        return tensor_digest(dict(self.state_dict()), extra=architecture)
+        named = {"backbone", "backbone_args", "exits"}
+        if self.config.reducer is not None:  # so that models without one keep their name
+            named.add("reducer")
+        architecture = self.config.model_dump_json(include=named)
+        unit = self.config.target.model_dump_json() if self.config.target else ""
+        return tensor_digest(dict(self.state_dict()), extra=architecture + unit)
 
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters of the backbone and of all early heads."""
+        """Parameters of the backbone, with those of its reducer, and of all early heads."""
         return {
-            "backbone": sum(p.numel() for p in self.backbone.parameters()),
+            "backbone": sum(p.numel() for p in self.chain.parameters()),
             "exits": sum(p.numel() for p in self.exits.parameters()),
         }
 

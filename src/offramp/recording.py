@@ -47,6 +47,10 @@ def collect(
         raise OfframpError(
             f"{source.name} has {source.num_classes} classes, but the model has {classes}"
         )
+    if source.task != model.config.task:
+        raise OfframpError(
+            f"{source.name} is data for {source.task}, but the model is for {model.config.task}"
+        )
     samples = source.split(split).limited(limit)
     build = ENGINES.get(engine)(EngineOptions(precision=precision, calibration=calibration))
     speaker = EngineSpeaker(model, build)

@@ -1,23 +1,26 @@
-"""A run folder and the steps that fill it: train, record, evaluate, calibrate."""
+"""A run folder and the steps that fill it: train, record, calibrate."""
 
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import yaml
 from torch import Tensor
 
-from offramp import vision_cure
-from offramp.backbones import build_backbone
-from offramp.calibration import OperatingPoint, Records, calibrate, evaluate
+from offramp.calibration import (
+    OperatingPoint,
+    Records,
+    calibrate,
+)
 from offramp.calibration.batch_time import quickest
+from offramp.calibration.wish import Wanted, Wish
 from offramp.costs.macs import model_costs
 from offramp.costs.table import CostTable
 from offramp.data import DataSource, batches, open_dataset
 from offramp.errors import OfframpError
-from offramp.files import read_json, read_tensors, write_atomic, write_json
+from offramp.files import read_json, write_atomic
 from offramp.hub import RECIPE
 from offramp.model import MultiExitModel
 from offramp.recording import collect
@@ -27,7 +30,6 @@ from offramp.training.context import LoopOptions
 from offramp.training.loop import Trainer
 from offramp.training.metrics import read_metrics
 from offramp.training.run_config import RunConfig, load_run_config
-from offramp.training.stage_run import PLAIN
 
 RANGE_IMAGES = 256  # images from which int8 ranges are read
 
@@ -176,6 +178,7 @@ def open_data(config: RunConfig) -> DataSource:
         calibration=section.calibration,
         validation=section.validation,
         limit=section.limit,
+        options=section.options,
     )
 
 
@@ -207,7 +210,7 @@ def train_run(
         raise OfframpError(f"{folder.path} already holds a finished run (choose another name)")
     data = open_data(config)
     torch.manual_seed(config.seed)
-    model = config.build(data.classes)
+    model = config.build(data)
     options = LoopOptions(
         seed=config.seed,
         precision=config.precision,
@@ -232,131 +235,60 @@ def calibrate_run(
     run: RunFolder,
     *,
     policy: str = "confidence",
-    max_drop: float | None = None,
-    max_cost: float | None = None,
-    certainty: float | None = None,
     temperatures: bool = False,
+    search: str = "coordinate",
     engine: str = "torch",
     precision: str | None = None,
     times: Mapping[int, CostTable] | None = None,
     name: str | None = None,
     split: str = "calibration",
     progress: bool = True,
+    **wanted: Unpack[Wanted],
 ) -> tuple[str, OperatingPoint]:
     """Choose an operating point on the calibration split and save it as ``points/NAME.json``.
 
     Args:
         policy: registered policy.
-        max_drop: percentage points of accuracy that may be lost against the full model.
-        max_cost: share of the full model's cost that may be spent.
         temperatures: fit a temperature per exit first.
-        certainty: for ``max_drop``, how sure to be, as for `offramp.calibrate`.
+        search: how thresholds are searched.
         engine, precision: what the point will run on: it is calibrated on records made with them.
         times: latency tables by batch size; then the cost is measured time instead of MACs, at the
-            largest of them. Thresholds are searched on each table, and of the points found the one
-            is taken that is quickest when survivors run in batches of their own size.
+            largest of them; a latency is promised at batch size 1. For ``max_drop`` thresholds are
+            searched on each table, and of the points found the one is taken that is quickest when
+            survivors run in batches of their own size.
         name: the point's name; by default made from policy, target and engine.
+        wanted: one target (``max_drop``, ``max_cost``, ``max_latency_ms`` or ``risk``) and what
+            goes with it, as for `offramp.calibrate`.
     """
+    wish = Wish(**wanted).check()
+    if wish.max_latency_ms is not None and 1 not in (times or {}):
+        raise OfframpError("max_latency_ms needs times measured at batch size 1")
     records = run.records(split, engine=engine, precision=precision, progress=progress)
 
-    def search(table: CostTable) -> OperatingPoint:
+    def point_on(table: CostTable) -> OperatingPoint:
         return calibrate(
             records,
             policy=policy,
-            max_drop=max_drop,
-            max_cost=max_cost,
-            certainty=certainty,
             temperatures=temperatures,
+            search=search,
             costs=table,
             macs=run.costs,
+            **wanted,
         )
 
-    found = [search(table) for table in (times.values() if times else [run.costs])]
-    point = found[0]
-    if times and max_drop is not None:
-        point = quickest(found, times, search)
-    elif times:
-        point = found[list(times).index(max(times))]
-    target = f"max-drop-{max_drop:g}" if max_drop is not None else f"max-cost-{max_cost:g}"
+    found = [point_on(table) for table in _tables(run, wish, times)]
+    point = quickest(found, times, point_on) if len(found) > 1 and times else found[0]
     where = "" if point.engine == "torch" else f"-{point.engine}-{point.precision}"
-    name = name or f"{policy}-{target}{where}{'-time' if times else ''}"
+    timed = "-time" if times and wish.max_latency_ms is None else ""
+    name = name or f"{policy}-{wish.slug}{where}{timed}"
     point.save(run.path / "points" / f"{name}.json")
     return name, point
 
 
-def evaluate_run(run: RunFolder, *, split: str = "test", progress: bool = True) -> dict[str, Any]:
-    """Every exit and every operating point on a split, from records; writes ``evaluation.json``."""
-    records, costs = run.records(split, progress=progress), run.costs
-    reached = costs.leave_cost(())
-    blocks = records.meta.blocks_run
-    exits = [
-        {
-            "name": name,
-            "accuracy": 100 * accuracy,
-            "layers": blocks[-1] / blocks[k],
-            "macs": costs.full / (reached[k] + (costs.head[k] if k < len(blocks) - 1 else 0)),
-        }
-        for k, (name, accuracy) in enumerate(
-            zip(records.meta.exit_names, records.accuracy, strict=True)
-        )
-    ]
-    points = {
-        name: evaluate(point, _records_for(run, point, records, split, progress))
-        for name, point in run.points().items()
-    }
-    result: dict[str, Any] = {
-        "dataset": records.meta.dataset,
-        "split": split,
-        "samples": len(records),
-        "fingerprint": records.meta.fingerprint,
-        "exits": exits,
-        "plain": _plain(run, split),
-        "points": {name: point.model_dump(mode="json") for name, point in points.items()},
-    }
-    write_json(run.path / "evaluation.json", result)
-    run.model.measured = {
-        **{key: result[key] for key in ("dataset", "split", "samples")},
-        "rows": [
-            *exits,
-            *(
-                {
-                    "name": f"point {name}",
-                    "accuracy": point["accuracy"],
-                    "layers": point["speedup_layers"],
-                    "macs": point["speedup_macs"],
-                }
-                for name, point in result["points"].items()
-            ),
-        ],
-    }
-    write_atomic(run.path / "README.md", run.model.card())
-    return result
-
-
-def _records_for(
-    run: RunFolder, point: OperatingPoint, records: Records, split: str, progress: bool
-) -> Records:
-    """Records of the engine and precision a point belongs to."""
-    meta = records.meta
-    if (point.engine, point.precision) == (meta.engine, meta.precision):
-        return records
-    return run.records(split, engine=point.engine, precision=point.precision, progress=progress)
-
-
-@torch.inference_mode()
-def _plain(run: RunFolder, split: str) -> dict[str, float] | None:
-    """Accuracy of the plain backbone that was trained on its own first, where there is one."""
-    weights = run.path / PLAIN
-    if not weights.is_file():
-        return None
-    vision_cure.ensure()
-    config = run.model.config
-    backbone = build_backbone(
-        config.backbone, num_classes=config.num_classes, arguments=config.backbone_args
-    )
-    backbone.load_state_dict(read_tensors(weights))
-    backbone.eval()
-    part, hits = run.data.split(split), 0
-    for batch in batches(part, batch_size=256, preprocessing=config.preprocessing):
-        hits += int((backbone(batch.images).argmax(-1) == batch.labels).sum())
-    return {"accuracy": 100 * hits / len(part)}
+def _tables(run: RunFolder, wish: Wish, times: Mapping[int, CostTable] | None) -> list[CostTable]:
+    """What thresholds are searched on: several tables only where the points may be compared."""
+    if not times:
+        return [run.costs]
+    if wish.max_drop is not None:
+        return list(times.values())
+    return [times[1 if wish.max_latency_ms is not None else max(times)]]

@@ -33,7 +33,7 @@ class Segment(nn.Module):
         if self.start == 0:
             state, carry = self.chain.embed(*inputs), inputs[:0]
         else:
-            width = self.chain.schema.chain_width
+            width = self.chain.schema_after(self.start - 1).chain_width
             state, carry = inputs[:width], inputs[width:]
         for step in self._steps:
             state = step(*state)
@@ -41,7 +41,7 @@ class Segment(nn.Module):
 
     def read(self, *state: Tensor) -> tuple[State, NamedTuple]:
         """State before the head → state after it and what the exit says."""
-        width = self.chain.schema.chain_width
+        width = self.chain.schema_after(self.stop - 1).chain_width
         if self.head is None:
             return (), Outputs(self.chain.finish(*state[:width]))
         tokens = self.chain.tokens(state[:width], self.stop - 1)

@@ -52,4 +52,11 @@ def made_records(
     count: int = 300, exits: int = 4, classes: int = 5, *, seed: int = 0, **changes: Any
 ) -> Records:
     logits, labels = made_logits(count, exits, classes, seed)
-    return Records.from_logits(logits, labels, meta=made_meta(exits, **changes))
+    meta = made_meta(exits, **changes)
+    return Records.from_logits(logits, labels, meta=meta, signals=made_signals(logits))
+
+
+def made_signals(logits: Tensor) -> dict[str, Tensor]:
+    """What exits with logits (N, K, C) might have learned about themselves: (N, K) each."""
+    first, second = logits.topk(2, dim=-1).values.unbind(-1)
+    return {"certainty": torch.sigmoid(first - second - 1), "gate": first - second - 2}

@@ -11,13 +11,17 @@ from made_records import made_costs, made_meta, made_records
 from offramp.calibration import OperatingPoint, Records, block_costs, calibrate, replay
 from offramp.calibration import static_points as static_points_of
 from offramp.calibration.front import locked_exits
+from offramp.calibration.splits import cut
 from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
 from offramp.policies import POLICIES
 
+CLASSIFYING = [n for n in POLICIES.names() if "classification" in POLICIES.get(n).tasks]
+
 
 def check_numbers(point: OperatingPoint, records: Records) -> None:
-    """The point's numbers are those of replaying its policy."""
+    """The point's numbers are those of replaying its policy where its thresholds were chosen."""
+    records = cut(records, point.samples)["thresholds"]
     decisions = replay(point.policy_object(), records, point.active)
     right = (decisions.prediction == records.labels).double().mean().item()
     assert point.accuracy == pytest.approx(100 * right)
@@ -28,7 +32,7 @@ def check_numbers(point: OperatingPoint, records: Records) -> None:
     assert point.drop == pytest.approx(point.full_accuracy - point.accuracy)
 
 
-@pytest.mark.parametrize("policy", POLICIES.names())
+@pytest.mark.parametrize("policy", CLASSIFYING)
 @pytest.mark.parametrize("target", [{"max_drop": 1.0}, {"max_cost": 0.7}])
 def test_promises_hold_where_they_were_made(policy: str, target: dict[str, float]) -> None:
     records = made_records(600, 5, 6)
@@ -39,10 +43,10 @@ def test_promises_hold_where_they_were_made(policy: str, target: dict[str, float
     else:
         assert point.cost_share <= 0.7 + 1e-9
     assert point.speedup_macs is not None
-    assert point.speedup_macs > 1.1
+    assert point.speedup_macs > 1.05
 
 
-@pytest.mark.parametrize("policy", POLICIES.names())
+@pytest.mark.parametrize("policy", CLASSIFYING)
 def test_front_is_sorted_undominated_and_holds_the_choice(policy: str) -> None:
     point = calibrate(made_records(600, 5, 6), policy=policy, max_drop=1.0)
     for one, other in itertools.pairwise(point.front):
@@ -126,12 +130,12 @@ def test_certainty_buys_safety_with_cost() -> None:
     assert sure.drop + 1.6 * sure.drop_error <= 1.0 + 1e-6
 
 
-def test_temperatures_are_fit_noted_and_kept_in_the_policy() -> None:
+def test_temperatures_are_fit_apart_and_kept_in_the_policy() -> None:
     records = made_records(600, 4, 5)
     point = calibrate(records, max_drop=1.0, temperatures=True)
     check_numbers(point, records)
     assert any(value != 1.0 for value in point.policy["temperatures"])
-    assert "same split" in point.notes[0]
+    assert point.samples == {"fit": 90, "thresholds": 510}
 
 
 def test_time_tables_are_reported_or_searched() -> None:
@@ -162,7 +166,7 @@ def test_without_any_table_blocks_count() -> None:
 def test_dependent_exits_and_their_predecessors_stay_on() -> None:
     assert locked_exits([True, True, True]) == ()
     assert locked_exits([True, False, True, True]) == (0, 1)
-    for policy in POLICIES.names():
+    for policy in CLASSIFYING:
         records = made_records(300, 4, 5, standalone=[True, False, True, True])
         point = calibrate(records, policy=policy, max_drop=1.0)
         assert {0, 1} <= set(point.active)

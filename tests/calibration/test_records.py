@@ -137,10 +137,10 @@ def test_signals_survive_the_file(tmp_path: Path) -> None:
 
 def test_a_policy_that_needs_an_unrecorded_signal() -> None:
     class Gate(Patience):
-        needs = ("gate",)
+        needs = ("mood",)
 
         def column(self) -> None:
             return None
 
-    with pytest.raises(OfframpError, match="signal 'gate'"):
+    with pytest.raises(OfframpError, match="signal 'mood'"):
         made_records(10).readings(Gate(1))

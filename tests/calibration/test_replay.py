@@ -1,5 +1,6 @@
 """The central invariant: fed the same outputs, live and replay decide the same."""
 
+from functools import cache
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -7,14 +8,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_records import made_logits, made_meta
+from made_records import made_logits, made_meta, made_records, made_signals
 from torch import Tensor
 
 from offramp.calibration import Records, replay
 from offramp.errors import OfframpError
-from offramp.policies import POLICIES, Confidence, Memory, Patience, Policy, ThresholdPolicy
+from offramp.policies import (
+    POLICIES,
+    Confidence,
+    Learned,
+    Memory,
+    Patience,
+    Policy,
+    Thresholded,
+    ThresholdPolicy,
+)
 
 COUNT, EXITS, CLASSES = 40, 5, 4
+CLASSIFYING = [n for n in POLICIES.names() if "classification" in POLICIES.get(n).tasks]
 
 
 class MeanLogits(Policy):
@@ -47,16 +58,20 @@ def live(
 ) -> tuple[Tensor, Tensor]:
     """Run batches of the given sizes with compaction, as a runner does: exits, answers."""
     exits, answers = torch.full((len(logits),), -1), torch.zeros(len(logits), logits.shape[-1])
+    signals = made_signals(logits)
+    last = logits.shape[1] - 1
     start = 0
     for size in [*sizes, len(logits)]:
         rows = torch.arange(start, min(start + size, len(logits)))
         start += len(rows)
         memory = policy.start(len(rows), ids=ids[rows])
-        for k in (*active, logits.shape[1] - 1):
-            outputs = SimpleNamespace(logits=logits[rows, k])
+        for k in (*active, last):
+            heard = {name: values[rows, k] for name, values in signals.items()}
+            outputs = SimpleNamespace(logits=logits[rows, k], **heard)
+            if k == last:
+                exits[rows], answers[rows] = k, policy.final_answer(k, outputs, memory)
+                break
             stop, answer, memory = policy.step(k, outputs, memory)
-            if k == logits.shape[1] - 1:
-                stop = torch.ones_like(stop)
             exits[rows[stop]], answers[rows[stop]] = k, answer[stop]
             stay = (~stop).nonzero()[:, 0]
             rows = rows.index_select(0, stay)
@@ -64,14 +79,21 @@ def live(
     return exits, answers
 
 
+@cache
+def fitted(family: type[Policy]) -> dict[str, object]:
+    return family.fit(made_records(COUNT, EXITS, CLASSES))
+
+
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
-    family = POLICIES.get(draw(st.sampled_from(POLICIES.names())))
-    if not issubclass(family, ThresholdPolicy):
-        return draw(st.sampled_from(family.candidates(EXITS)))
+    family = POLICIES.get(draw(st.sampled_from(CLASSIFYING)))
+    if not issubclass(family, Thresholded):
+        return draw(st.sampled_from(family.candidates(EXITS, **fitted(family))))
     low, high = max(family.always, -1.5), family.never
     shares = draw(st.lists(st.floats(0, 1), min_size=EXITS, max_size=EXITS))
     thresholds = [low + (high - low) * share for share in shares]
+    if not issubclass(family, ThresholdPolicy) or family is Learned:
+        return family(thresholds, **fitted(family))
     hot = draw(st.booleans())
     scales = draw(st.lists(st.floats(0.3, 3), min_size=EXITS, max_size=EXITS)) if hot else None
     return family(thresholds, scales)
@@ -88,7 +110,9 @@ def test_live_and_compacted_equals_replay(
     policy: Policy, seed: int, active: set[int], sizes: list[int]
 ) -> None:
     logits, labels = made_logits(COUNT, EXITS, CLASSES, seed)
-    records = Records.from_logits(logits, labels, meta=made_meta(EXITS))
+    records = Records.from_logits(
+        logits, labels, meta=made_meta(EXITS), signals=made_signals(logits)
+    )
     decisions = replay(policy, records, sorted(active))
     exits, answers = live(policy, logits, records.ids, tuple(sorted(active)), sizes)
     assert torch.equal(decisions.exit, exits)
@@ -103,7 +127,9 @@ def test_nobody_depends_on_the_rest_of_the_batch(policy: Policy, seed: int) -> N
     alone, _ = live(policy, logits, torch.arange(COUNT), (0, 1, 2, 3), [1] * COUNT)
     assert torch.equal(together, alone)
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(seed))
-    records = Records.from_logits(logits[order], labels[order], meta=made_meta(EXITS))
+    records = Records.from_logits(
+        logits[order], labels[order], meta=made_meta(EXITS), signals=made_signals(logits[order])
+    )
     assert torch.equal(replay(policy, records).exit, together[order])
 
 

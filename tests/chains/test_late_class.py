@@ -79,14 +79,14 @@ def test_real_models_are_cut_as_published(
     with torch.device("meta"):
         chain = offramp.chain(timm.create_model(name))
     assert len(chain) == steps
-    assert chain.token_spec(0) == first
-    assert chain.token_spec(steps - 1) == last
+    assert chain.token_spec(0)[:3] == first
+    assert chain.token_spec(steps - 1)[:3] == last
     assert chain.image_size == (224, 224)
 
 
 def test_pooling_opens_a_stage() -> None:
     chain = chain_of("pit")
-    assert [chain.token_spec(i) for i in range(4)] == [
+    assert [chain.token_spec(i)[:3] for i in range(4)] == [
         (16, (11, 11), 1),
         (32, (6, 6), 1),
         (32, (6, 6), 1),

@@ -10,8 +10,9 @@ from tiny import tiny_model
 
 TOKENS = {"class": 1, "two classifiers": 2, "no class": 0}
 OPTIONS = {
-    "linear": [{}, {"pool": "mean"}, {"norm": False}, {"pooler": True}],
-    "mlp": [{}, {"pool": "mean"}, {"ratio": 2.0}],
+    "linear": [{}, {"pool": "mean"}, {"norm": False}, {"pooler": True}, {"pool": "both"}],
+    "mlp": [{}, {"pool": "mean"}, {"ratio": 2.0}, {"pool": "both"}],
+    "pooler": [{}, {"norm": False}, {"pool": "both"}],
     "lph": [
         {},
         {"kernel": 1},
@@ -26,8 +27,28 @@ OPTIONS = {
         *({"ratio": r, "convergence": c} for r in (1, 2, 3) for c in ("stride", "mean")),
         {"norm": True},
     ],
+    "mlp_ee": [{}, {"head": "mlp"}],
+    "cnn_ignore_ee": [{}, {"head": "mlp"}],
+    "cnn_add_ee": [{}, {"head": "mlp"}],
+    "cnn_project_ee": [{}, {"join": "concat"}, {"head": "mlp"}],
+    "vit_ee": [{}, {"pool": "mean"}, {"heads": 4, "ratio": 2.0}, {"head": "mlp"}],
+    "mixer_ee": [{}, {"pool": "mean"}, {"tokens": "patches"}, {"token_ratio": 4.0}],
+    "resmlp_ee": [{}, {"pool": "auto"}, {"tokens": "patches"}, {"head": "mlp"}],
+    "sl_vit": [{}, {"patch": 2, "width": 24}, {"pool": "mean", "heads": 3}],
+    "sdn": [{}, {"size": 2}],
+    "ztw": [{}, {"first": True}, {"detach": False}, {"pool": "both"}, {"pool": "mean"}],
 }
-CASES = [(name, options) for name in EXITS.names() for options in OPTIONS.get(name, [{}])]
+CASES = [
+    (name, options)
+    for name in EXITS.names()
+    for options in [*OPTIONS.get(name, [{}]), {"lte": True}]
+]
+
+
+def undefined(name: str, options: dict, class_tokens: int) -> bool:
+    """Whether these tokens, on a grid, lack what the head reads."""
+    joins = options.get("pool") == "both" or name in ("cnn_add_ee", "cnn_project_ee")
+    return name == "member" or (joins and class_tokens == 0)
 
 
 def tokens(class_tokens: int, *, batch: int = 3, grid: tuple[int, int] = (5, 4)) -> Tokens:
@@ -49,39 +70,57 @@ def used(name: str, options: dict, class_tokens: int) -> torch.nn.Module:
         torch.nn.init.normal_(parameter, std=0.3)
     head.train()
     for _ in range(3):
-        head(tokens(class_tokens, batch=8))
+        head(tokens(class_tokens, batch=8), before(head, 8))
     return head.eval()
+
+
+def before(head: torch.nn.Module, batch: int) -> tuple[torch.Tensor, ...]:
+    """The carry that a head needs."""
+    generator = torch.Generator().manual_seed(4)
+    return () if head.standalone else (torch.randn(batch, 7, generator=generator),)
 
 
 @pytest.mark.parametrize("kind", TOKENS)
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_exit_contract(name: str, options: dict, kind: str) -> None:
+    if undefined(name, options, TOKENS[kind]):
+        with pytest.raises(OfframpError):
+            used(name, options, TOKENS[kind])
+        return
     head = used(name, options, TOKENS[kind])
-    view = tokens(TOKENS[kind])
+    view, past = tokens(TOKENS[kind]), before(head, 3)
     with torch.no_grad():
-        outputs, carry = head(view, ())
+        outputs, carry = head(view, past)
         assert outputs._fields[0] == "logits"
         assert outputs.logits.shape == (3, 7)
         assert isinstance(carry, tuple)
-        fast, _ = head.for_inference()(view, ())
-        torch.testing.assert_close(fast.logits, outputs.logits, atol=2e-5, rtol=1e-4)
+        assert outputs._fields == head.says._fields
+        fast, _ = head.for_inference()(view, past)
+        for said, expected in zip(fast, outputs, strict=True):
+            torch.testing.assert_close(said, expected, atol=2e-5, rtol=1e-4)
         one = Tokens(view.patches[1:2], view.grid, view.prefix[1:2], view.class_tokens)
         torch.testing.assert_close(
-            head(one, ())[0].logits, outputs.logits[1:2], atol=1e-5, rtol=1e-4
+            head(one, tuple(part[1:2] for part in past))[0].logits,
+            outputs.logits[1:2],
+            atol=1e-5,
+            rtol=1e-4,
         )
     head.train()
-    head(view, ())[0].logits.square().sum().backward()
+    sum(said.square().sum() for said in head(view, past)[0]).backward()
     assert all(p.grad is not None for p in head.parameters())
 
 
 @pytest.mark.parametrize("name", EXITS.names())
 def test_registers_and_other_class_tokens_do_not_reach_the_answer(name: str) -> None:
+    if undefined(name, {}, 1):
+        return
     head, view = used(name, {}, 1), tokens(1)
+    past = before(head, 3)
     prefix = view.prefix.clone()
     prefix[:, 1:] += 5.0
     changed = Tokens(view.patches, view.grid, prefix, 1)
     with torch.no_grad():
-        assert torch.equal(head(view, ())[0].logits, head(changed, ())[0].logits)
+        assert torch.equal(head(view, past)[0].logits, head(changed, past)[0].logits)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +145,10 @@ def test_lgvit_heads_need_a_grid() -> None:
 
 
 def test_model_with_every_exit_runs() -> None:
-    exits = [{"after": i + 1, "head": name} for i, name in enumerate(EXITS.names())]
+    names = [name for name in EXITS.names() if not undefined(name, {}, 1)]
+    exits = [
+        {"after": i + 1, "head": name, "options": EXITS.get(name).along(1)[0]}
+        for i, name in enumerate(names)
+    ]
     model = tiny_model(exits, depth=len(exits) + 1)
     assert len(model(torch.randn(2, 3, 32, 32))) == len(exits) + 1

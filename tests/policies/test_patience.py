@@ -9,8 +9,8 @@ from torch.nn.functional import one_hot
 from offramp.policies import Patience
 
 
-def exits_used(predictions: list[int], patience: int) -> int:
-    policy = Patience(patience)
+def exits_used(predictions: list[int], patience: int, counting: str = "agreements") -> int:
+    policy = Patience(patience, counting)
     memory = policy.start(1)
     for k, prediction in enumerate(predictions):
         logits = one_hot(torch.tensor([prediction]), 6).float()
@@ -36,6 +36,14 @@ def test_earliest_exit_and_full_depth() -> None:
     assert exits_used(same, 1) == 2
     assert exits_used(same, 11) == 12  # t > K - 1 runs everything; t = 11 agrees only at the end
     assert exits_used(same, 12) == 12
+
+
+@pytest.mark.parametrize(("patience", "used"), [(1, 1), (2, 2), (3, 5), (4, 6), (5, 12)])
+def test_counting_predictions_as_lgvit_does_is_one_exit_sooner(patience: int, used: int) -> None:
+    predictions = [3, 3, 5, 5, 5, 5, 2, 5, 5, 5, 5, 5]
+    assert exits_used(predictions, patience, "predictions") == used
+    if patience > 1:
+        assert exits_used(predictions, patience - 1, "agreements") == used
 
 
 def test_memory_lives_on_the_device_asked_for() -> None:

@@ -13,7 +13,8 @@ from offramp.costs.table import CostTable
 from offramp.data import DataSource
 from offramp.files import write_atomic, write_json
 from offramp.model import MultiExitModel
-from offramp.runs import RunFolder, calibrate_run, evaluate_run
+from offramp.run_evaluation import evaluate_run
+from offramp.runs import RunFolder, calibrate_run, open_data
 from offramp.training.run_config import RunConfig
 
 SAMPLES = 240
@@ -56,7 +57,7 @@ def make_run(path: Path) -> RunFolder:
     """A run with records, metrics and no operating point."""
     config = RunConfig.model_validate(DESCRIPTION)
     torch.manual_seed(0)
-    model = config.build([str(digit) for digit in range(10)]).eval()
+    model = config.build(open_data(config)).eval()
     model.save_pretrained(path)
     write_atomic(path / "recipe.yaml", yaml.safe_dump(config.dump(), sort_keys=False))
     run = RunFolder(path)

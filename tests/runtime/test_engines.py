@@ -151,6 +151,18 @@ def test_int8_keeps_most_answers(
     assert (wanted.labels == found.labels)[same].float().mean() > 0.9
 
 
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_an_unmodified_model_runs_at_int8_too(
+    model: MultiExitModel, images: Tensor, engine: str
+) -> None:
+    options = EngineOptions(precision="int8", calibration=images)
+    whole = static_program(model.chain.whole, model.chain.image_size, engine, options=options)
+    with torch.inference_mode():
+        expected = model.chain.whole(images)
+    same = whole(images).argmax(-1) == expected.argmax(-1)
+    assert same.double().mean() > 0.8
+
+
 def test_int8_without_images_is_refused(model: MultiExitModel, policy: Confidence) -> None:
     with pytest.raises(OfframpError, match=r"int8 needs images.*calibration"):
         compile_runner(model, policy=policy, engine="openvino", precision="int8")

@@ -175,13 +175,13 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_schedules_warm_up_and_decay() -> None:
     from offramp.training.recipe import StageSettings
-    from offramp.training.stage_run import _schedule
+    from offramp.training.schedule import learning_rates
 
     for sched, half in (("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)):
         parameter = torch.nn.Parameter(torch.zeros(1))
         optimizer = torch.optim.AdamW([parameter], lr=0.1)
         settings = StageSettings(epochs=10, lr=0.1, sched=sched, warmup_epochs=1)
-        schedule = _schedule(optimizer, settings, 100)
+        schedule = learning_rates(optimizer, settings, 100)
         rates = {}
         for update in (0, 50, 100, 500, 999):
             schedule.step_update(update)
@@ -189,6 +189,21 @@ def test_schedules_warm_up_and_decay() -> None:
         assert rates[0] < rates[50] < 0.1
         assert rates[500] == pytest.approx(0.1 * half, rel=0.12)
         assert rates[999] == pytest.approx(0.1 if sched == "constant" else 0.0, abs=2e-3)
+
+
+def test_rates_fall_at_milestones() -> None:
+    from offramp.training.recipe import StageSettings
+    from offramp.training.schedule import learning_rates
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    settings = StageSettings(epochs=10, lr=0.1, sched="step", milestones=[0.5, 0.75])
+    schedule = learning_rates(optimizer, settings, 100)
+    for update, rate in ((0, 0.1), (499, 0.1), (500, 0.01), (749, 0.01), (750, 1e-3), (999, 1e-3)):
+        schedule.step_update(update)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+    for wrong in ([0.8, 0.2], [0.0], [1.0]):
+        with pytest.raises(ValueError, match="shares of the stage in rising order"):
+            StageSettings(milestones=wrong)
 
 
 def test_batch_larger_than_the_split_is_refused(tmp_path: Path) -> None:

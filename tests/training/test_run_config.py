@@ -7,6 +7,7 @@ import yaml
 
 from offramp.errors import OfframpError
 from offramp.training.run_config import load_run_config
+from tiny import tiny_model
 
 GOOD = {
     "name": "x",
@@ -85,5 +86,5 @@ def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_committed_recipes_are_valid(path: Path) -> None:
     config = load_run_config(path)
-    assert config.recipe.stages()
+    assert config.recipe.stages(tiny_model("linear"))
     assert path.read_text().startswith(f"# offramp train recipes/{path.name}")

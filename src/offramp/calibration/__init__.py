@@ -1,9 +1,12 @@
 """From records to operating points: temperatures, threshold search, promises and their proof."""
 
+from offramp.calibration.budget import budgeted_thresholds
 from offramp.calibration.choice import block_costs, calibrate
 from offramp.calibration.collection import record, records_meta
+from offramp.calibration.dynamic import DynamicSearch
 from offramp.calibration.evaluation import Evaluation, evaluate, paired_interval
 from offramp.calibration.front import StaticPoint, static_points
+from offramp.calibration.oracle import oracle, oracle_front
 from offramp.calibration.point import FrontPoint, OperatingPoint, Promise
 from offramp.calibration.records import Records, RecordsMeta
 from offramp.calibration.reliability import Reliability, reliability
@@ -12,6 +15,7 @@ from offramp.calibration.temperature import fit_temperatures
 
 __all__ = [
     "Decisions",
+    "DynamicSearch",
     "Evaluation",
     "FrontPoint",
     "OperatingPoint",
@@ -21,9 +25,12 @@ __all__ = [
     "Reliability",
     "StaticPoint",
     "block_costs",
+    "budgeted_thresholds",
     "calibrate",
     "evaluate",
     "fit_temperatures",
+    "oracle",
+    "oracle_front",
     "paired_interval",
     "record",
     "records_meta",

@@ -1,26 +1,26 @@
 """Calibrate: choose the operating point that keeps a promise."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 
-import numpy as np
-import torch
-
+from offramp.calibration.describing import Tables, make_point
 from offramp.calibration.enumeration import enumerate_settings
-from offramp.calibration.front import Measure, Setting, locked_exits, pareto, speedup_layers
-from offramp.calibration.point import FrontPoint, OperatingPoint, Probes, Promise
+from offramp.calibration.front import Setting
+from offramp.calibration.point import OperatingPoint
 from offramp.calibration.records import Records
-from offramp.calibration.search import OFF, Leavers, ThresholdSearch
-from offramp.calibration.smoothing import expected_correct
-from offramp.calibration.sweep import Sweep
+from offramp.calibration.risk.control import RiskBound, prove
+from offramp.calibration.risk.paths import Quest
+from offramp.calibration.search import SEARCHES
+from offramp.calibration.splits import FIT, cut
+from offramp.calibration.targets import Target
 from offramp.calibration.temperature import fit_temperatures
+from offramp.calibration.threshold_settings import ThresholdSettings
+from offramp.calibration.wish import Wish
 from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
-from offramp.policies.base import POLICIES, Policy, ScalarPolicy
+from offramp.policies.base import POLICIES, Parameters, Policy
 from offramp.policies.threshold import ThresholdPolicy
 
-_PROBES = 256
-_SLACK = 1e-9  # a drop of exactly 0.5 points keeps a promise of 0.5
+_DEFAULT_SEARCH = "coordinate"
 
 
 def calibrate(
@@ -29,58 +29,112 @@ def calibrate(
     policy: str = "confidence",
     max_drop: float | None = None,
     max_cost: float | None = None,
+    max_latency_ms: float | None = None,
+    risk: float | None = None,
     costs: CostTable | None = None,
     macs: CostTable | None = None,
     time: CostTable | None = None,
     temperatures: bool = False,
     certainty: float | None = None,
+    quantile: str | None = None,
+    delta: float | None = None,
+    risk_kind: str | None = None,
+    method: str | None = None,
+    path: str | None = None,
+    tolerance: float | None = None,
     smooth: bool = True,
+    search: str = _DEFAULT_SEARCH,
 ) -> OperatingPoint:
     """Choose thresholds and active exits that keep a promise; the whole front comes along.
+
+    Exactly one target is given. What is fitted, what is chosen and what is proved never see the
+    same sample: the records are cut by a hash of their ids.
 
     Args:
         records: what every exit said about the calibration split.
         policy: a registered policy.
-        max_drop: percentage points of accuracy it may lose against the full model.
+        max_drop: percentage points of accuracy it may lose against the full model; in regression
+            how much its MAE may be above the full model's.
         max_cost: share of the unmodified model's cost it may take.
+        max_latency_ms: milliseconds at batch size 1 that ``quantile`` of the samples may take.
+        risk: what the mean of a loss may be on new samples, such as 0.01; proved, not estimated.
         costs: table to search on, in MACs or ms; by default the MACs stored in the records, or
             blocks where there are none.
         macs: MAC table to report when ``costs`` is another.
-        time: latency table to report when ``costs`` is another.
-        temperatures: fit a softmax temperature per exit first, on the same samples.
+        time: latency table to report when ``costs`` is another; what ``max_latency_ms`` is about.
+        temperatures: fit a softmax temperature per exit first.
         certainty: for ``max_drop``: demand that the loss, judged by its standard error on these
             samples, is within the promise with this probability (0.5 … 1); no guarantee.
-        smooth: search on smooth curves of being right instead of plain outcomes (see
+        quantile: for ``max_latency_ms``: ``p95`` (default) or ``p50``.
+        delta: for ``risk``: how probable a wrong proof may be (0.1).
+        risk_kind: for ``risk``: ``consistency`` (default), ``gap``, ``brier_gap``,
+            ``brier_consistency``, ``hellinger``; for regression ``deviation``.
+        method: for ``risk``: ``ltt`` (default), ``ucb``, ``crc``, or ``naive``, to compare with.
+        path: for ``risk``: ``per-exit`` thresholds (default), or one ``shared`` by all exits.
+        tolerance: for ``deviation``: how far from the full model's number does not count.
+        smooth: search on smooth curves of expected worth instead of plain outcomes (see
             `offramp.calibration.smoothing`).
+        search: ``coordinate`` ascent or ``dynamic`` programming over per-exit thresholds.
 
     Raises:
-        OfframpError: for records of the test split, two targets or none, a target that no point
-            reaches (with the closest), or tables that do not fit.
+        OfframpError: for records of the test split, not exactly one target, a target that no point
+            reaches (with the closest), what does not go together, or tables that do not fit.
     """
+    wish = Wish(
+        max_drop=max_drop,
+        max_cost=max_cost,
+        max_latency_ms=max_latency_ms,
+        risk=risk,
+        certainty=certainty,
+        quantile=quantile,
+        delta=delta,
+        risk_kind=risk_kind,
+        method=method,
+        path=path,
+        tolerance=tolerance,
+    ).check()
     if records.meta.split == "test":
         raise OfframpError(
             "calibration on the test split would make every reported number worthless: collect "
             "split='calibration'"
         )
-    family = POLICIES.get(policy)
+    family = _family(policy, records, search=search, temperatures=temperatures)
+    if wish.max_latency_ms is not None:
+        costs = time or costs
     costs = costs or records.meta.costs or block_costs(records)
     for table in (costs, macs, time):
         if table is not None and table.num_exits != records.num_exits:
             raise OfframpError(
                 f"the cost table has {table.num_exits} exits, the records {records.num_exits}"
             )
-    promise = _promise(max_drop, max_cost, costs.unit)
-    holds = _holds(promise, records, certainty)
-    if issubclass(family, ThresholdPolicy):
-        fitted = fit_temperatures(records) if temperatures else None
-        settings = _search(family, records, costs, fitted, holds, smooth=smooth)
-    elif temperatures:
-        raise OfframpError(f"policy {policy!r} has no temperatures")
-    else:
-        settings = enumerate_settings(family, records, costs)
-    chosen = _choose(settings, promise, holds, records)
     tables = Tables(records, costs, macs, time)
-    return _point(chosen, settings, promise, records, tables, temperatures=temperatures)
+    shares = {"fit": FIT} if temperatures or family.learns else {}
+    bound = wish.bound()
+    if bound is None:
+        parts = cut(records, {**shares, "thresholds": 1 - sum(shares.values())})
+        fitted = _fit(family, parts.get("fit", parts["thresholds"]), temperatures)
+        target = wish.target(parts["thresholds"], costs)
+        settings = _settings(
+            family, parts["thresholds"], costs, target, fitted, smooth=smooth, search=search
+        )
+        chosen = target.choose(settings)
+        return make_point(
+            chosen, settings, target.promise, parts, parts["thresholds"], records, tables
+        )
+    bound.check(family, records.meta.task)
+    parts = cut(records, {**shares, **bound.shares()})
+    fitted = _fit(family, parts.get("fit", records), temperatures)
+    quest = Quest(
+        family,
+        fitted,
+        bound.loss,
+        bound.level.risk,
+        costs,
+        records.meta,
+        search=search,
+        smooth=smooth,
+    )
+    return _proved(bound, quest, parts, records, tables)
 
 
 def block_costs(records: Records) -> CostTable:
@@ -88,178 +142,65 @@ def block_costs(records: Records) -> CostTable:
     run = records.meta.blocks_run
     body = tuple(float(b - a) for a, b in zip([0, *run[:-1]], run, strict=True))
     return CostTable(
-        unit="blocks", body=body, head=(0.0,) * len(run), full=float(records.meta.blocks)
+        unit="blocks", body=body, head=(0.0,) * len(run), full=float(records.meta.baseline_blocks)
     )
 
 
-class Tables:
-    """The searched cost table and those that are reported beside it."""
-
-    def __init__(
-        self, records: Records, costs: CostTable, macs: CostTable | None, time: CostTable | None
-    ) -> None:
-        self.records, self.costs = records, costs
-        self.macs = macs or (costs if costs.unit == "MACs" else records.meta.costs)
-        self.time = time or (costs if costs.unit.startswith("ms") else None)
-
-    def describe(self, setting: Setting) -> FrontPoint:
-        """A setting in the numbers people read."""
-        found = setting.measure
-        drop = self.records.accuracy[-1] - found.accuracy
-        share, active = found.exit_share, setting.active
-        return FrontPoint(
-            policy=setting.policy.to_config(),
-            active=active,
-            accuracy=100 * found.accuracy,
-            drop=100 * drop,
-            drop_error=100 * drop_error(drop, found.differ, len(self.records)),
-            cost=found.cost * self.costs.full,
-            cost_share=found.cost,
-            speedup_layers=speedup_layers(self.records, share),
-            speedup_macs=self.macs.speedup(share, active) if self.macs else None,
-            speedup_time=self.time.speedup(share, active) if self.time else None,
-            exit_share=share,
-        )
+def _family(policy: str, records: Records, *, search: str, temperatures: bool) -> type[Policy]:
+    """The family, or a refusal of what it has no use for."""
+    family = POLICIES.get(policy)
+    family.check_task(records.meta.task)
+    SEARCHES.get(search)
+    if not issubclass(family, ThresholdPolicy):
+        if temperatures:
+            raise OfframpError(f"policy {policy!r} has no temperatures")
+        if search != _DEFAULT_SEARCH:
+            raise OfframpError(
+                f"search {search!r} is for policies with one threshold per exit, not for {policy!r}"
+            )
+    return family
 
 
-def drop_error(drop: float, differ: float, count: int) -> float:
-    """Standard error of a paired difference of accuracies (share of discordant pairs known)."""
-    return math.sqrt(max(differ - drop * drop, 0.0) / count)
+def _fit(family: type[Policy], records: Records, temperatures: bool) -> Parameters:
+    """What members of the family are given besides what is searched."""
+    fitted = family.fit(records)
+    return {**fitted, "temperatures": fit_temperatures(records)} if temperatures else fitted
 
 
-def _promise(max_drop: float | None, max_cost: float | None, unit: str) -> Promise:
-    if (max_drop is None) == (max_cost is None):
-        raise OfframpError("calibrate needs exactly one target: max_drop or max_cost")
-    if max_drop is not None:
-        if not math.isfinite(max_drop):
-            raise OfframpError(f"max_drop = {max_drop}, but it must be a number of points")
-        return Promise(kind="max_drop", value=max_drop, unit="points")
-    if max_cost is None or not (math.isfinite(max_cost) and max_cost > 0):
-        raise OfframpError(f"max_cost = {max_cost}, but it must be a share above 0, such as 0.5")
-    return Promise(kind="max_cost", value=max_cost, unit=unit)
-
-
-def _holds(
-    promise: Promise, records: Records, certainty: float | None
-) -> Callable[[Measure], bool]:
-    if promise.kind == "max_cost":
-        return lambda found: found.cost <= promise.value + _SLACK
-    if certainty is not None and not 0.5 <= certainty < 1:
-        raise OfframpError(f"certainty = {certainty:g}, but it must be between 0.5 and 1")
-    quantile = 0.0 if certainty is None else torch.special.ndtri(torch.tensor(certainty)).item()
-    full, count = records.accuracy[-1], len(records)
-
-    def within(found: Measure) -> bool:
-        drop = full - found.accuracy
-        margin = quantile * drop_error(drop, found.differ, count)
-        return 100 * (drop + margin) <= promise.value + _SLACK
-
-    return within
-
-
-def _search(
-    family: type[ThresholdPolicy],
+def _settings(
+    family: type[Policy],
     records: Records,
     costs: CostTable,
-    temperatures: Sequence[float] | None,
-    holds: Callable[[Measure], bool],
+    target: Target,
+    fitted: Parameters,
     *,
     smooth: bool,
+    search: str,
 ) -> list[Setting]:
-    reader = family([family.never] * records.num_exits, temperatures)
-    scores = records.readings(reader).float().numpy()
-    correct = records.correct.numpy()
-    search = ThresholdSearch(
-        scores,
-        correct,
-        np.asarray(costs.body) / costs.full,
-        np.asarray(costs.head) / costs.full,
-        expected=expected_correct(scores, correct) if smooth else None,
-        locked=locked_exits(records.meta.standalone),
-        always=family.always,
-        never=family.never,
-    )
-    sweep = Sweep(search)
-
-    def setting(leavers: Leavers) -> Setting:
-        active = tuple(k for k, m in enumerate(leavers) if m != OFF)
-        made = family(search.thresholds(leavers), temperatures)
-        return Setting(made, active, sweep.measure(leavers))
-
-    refined = sweep.refine(holds)
-    return [setting(leavers) for leavers in dict.fromkeys([*sweep.settings(), *refined])]
-
-
-def _choose(
-    settings: Sequence[Setting],
-    promise: Promise,
-    holds: Callable[[Measure], bool],
-    records: Records,
-) -> Setting:
-    kept = [setting for setting in settings if holds(setting.measure)]
-    if promise.kind == "max_drop":
-        if kept:
-            return min(kept, key=lambda s: (s.measure.cost, -s.measure.accuracy))
-        best = max(settings, key=lambda s: s.measure.accuracy).measure
-        drop = 100 * (records.accuracy[-1] - best.accuracy)
-        raise OfframpError(
-            f"no point loses at most {promise.value:g} points: the closest loses {drop:.2f} at "
-            f"{best.cost:.2f} of the full model's cost"
+    if issubclass(family, ThresholdPolicy):
+        found = ThresholdSettings(
+            family, records, costs, fitted=fitted, smooth=smooth, search=search
         )
-    if kept:
-        return max(kept, key=lambda s: (s.measure.accuracy, -s.measure.cost))
-    best = min(settings, key=lambda s: s.measure.cost).measure
-    raise OfframpError(
-        f"no point takes at most {promise.value:g} of the full model's {promise.unit}: the closest "
-        f"takes {best.cost:.3f}"
+        return found.all(target.around)
+    return enumerate_settings(
+        family, records, costs, fitted=fitted, holds=target.border, smooth=smooth
     )
 
 
-def _point(
-    chosen: Setting,
-    settings: Sequence[Setting],
-    promise: Promise,
+def _proved(
+    bound: RiskBound,
+    quest: Quest,
+    parts: Mapping[str, Records],
     records: Records,
     tables: Tables,
-    *,
-    temperatures: bool,
 ) -> OperatingPoint:
-    meta = records.meta
-    notes = []
-    if temperatures:
-        notes.append("temperatures and thresholds were fit on the same split")
-    return OperatingPoint(
-        **dict(tables.describe(chosen)),
-        promise=promise,
-        full_accuracy=100 * records.accuracy[-1],
-        n=len(records),
-        dataset=meta.dataset,
-        split=meta.split,
-        exit_names=meta.exit_names,
-        positions=meta.positions,
-        blocks=meta.blocks,
-        fingerprint=meta.fingerprint,
-        records=records.digest,
-        engine=meta.engine,
-        precision=meta.precision,
-        versions=meta.versions,
-        num_threads=meta.num_threads,
-        costs=tables.costs,
-        macs=tables.macs,
-        time=tables.time,
-        probes=_probes(records, chosen.policy),
-        notes=notes,
-        front=[tables.describe(setting) for setting in pareto(settings)],
-    )
-
-
-def _probes(records: Records, policy: Policy) -> Probes:
-    """Readings of samples spread evenly over the records."""
-    if not isinstance(policy, ScalarPolicy):
-        return Probes()
-    rows = torch.linspace(0, len(records) - 1, min(_PROBES, len(records))).long()
-    scores = records.readings(policy)[rows].double()
-    return Probes(
-        ids=records.ids[rows].tolist(),
-        scores=[[round(value, 7) for value in row] for row in scores.tolist()],
+    """The last proved setting of a path; its numbers are those of the proof's samples."""
+    proof = prove(bound, bound.path.make(quest, parts), parts["proof"], quest.costs)
+    chosen = proof.settings[proof.chosen]
+    notes = [f"risk on the proof samples: {bound.loss.show(proof.risks[proof.chosen])}"]
+    if not sum(chosen.measure.exit_share[:-1]):
+        notes.append("nobody leaves early: nothing cheaper could be proved")
+    promise = bound.promise(len(parts["proof"]))
+    return make_point(
+        chosen, proof.settings, promise, parts, parts["proof"], records, tables, notes
     )

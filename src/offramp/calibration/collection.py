@@ -12,6 +12,7 @@ from offramp.calibration.records import Records, RecordsMeta
 from offramp.costs.evaluating import evaluating
 from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
+from offramp.tasks import task_named
 
 if TYPE_CHECKING:
     from offramp.data import Batch
@@ -44,7 +45,9 @@ def records_meta(
         exit_names=list(model.exit_names),
         positions=list(model.positions),
         blocks=len(model.chain.steps),
+        full_blocks=model.chain.full_blocks,
         standalone=list(model.standalone),
+        task=model.config.task,
         engine=engine,
         precision=precision or str(next(model.parameters()).dtype).removeprefix("torch."),
         versions=library_versions(*libraries),
@@ -73,16 +76,18 @@ def record(
     """Records of the first ``count`` samples of ``batches``.
 
     Args:
-        speaker: images → what every exit says; a model, which then runs in eval mode, or its exits
-            on an engine.
+        speaker: images → what every exit says; a model, which then runs in eval mode and whose
+            numbers are put into the unit of their targets, or its exits on an engine.
     """
     if count == 0:
         raise OfframpError(f"{meta.dataset}: split {meta.split!r} is empty, nothing to record")
     logits: Tensor | None = None
-    labels, ids = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
+    labels = torch.zeros(count, dtype=task_named(meta.task).targets)
+    ids = torch.zeros(count, dtype=torch.int64)
     signals: dict[str, Tensor] = {}
     module = speaker if isinstance(speaker, nn.Module) else nn.Module()
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    target = getattr(getattr(speaker, "config", None), "target", None)
     done = 0
     with evaluating(module), torch.no_grad(), _bar(meta, count, progress) as advance:
         for batch in batches:
@@ -93,7 +98,7 @@ def record(
             if logits is None:  # the class count is the model's to say
                 logits = torch.empty(count, *stacked.shape[1:])
                 signals = {n: torch.empty(count, len(outputs)) for n in _signals(outputs)}
-            logits[rows] = stacked
+            logits[rows] = stacked if target is None else target.restore(stacked)
             for name, column in signals.items():
                 column[rows] = _signal(outputs, name).float().cpu()
             labels[rows], ids[rows] = batch.labels[:size], batch.ids[:size]

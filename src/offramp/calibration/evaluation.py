@@ -1,16 +1,14 @@
 """Evaluate: does an operating point keep its promise on samples it has never seen?"""
 
-import math
-
 from pydantic import BaseModel
 
-from offramp.calibration.front import measure, speedup_layers
+from offramp.calibration.front import Measure, measure, speedup_layers
 from offramp.calibration.point import OperatingPoint, Promise
 from offramp.calibration.records import Records
 from offramp.calibration.replay import Decisions, replay
+from offramp.calibration.targets import SLACK, latency_quantile
 from offramp.errors import OfframpError
-
-_Z95 = 1.959964
+from offramp.tasks import Classification, Task
 
 
 class Evaluation(BaseModel):
@@ -18,13 +16,17 @@ class Evaluation(BaseModel):
 
     Attributes:
         n: samples.
-        accuracy, full_accuracy: percent.
-        drop: percentage points below the full model.
+        task: what kind of answer.
+        accuracy, full_accuracy: percent; the MAE in regression.
+        figures, full_figures: all that is reported, by name: ``accuracy``, or ``mae`` and ``rmse``.
+        drop: percentage points below the full model; in regression how much its MAE is above.
         drop_interval: 95 % confidence interval of ``drop`` (paired).
         cost_share: mean cost over the unmodified model's, in the promise's table.
         speedup_layers, speedup_macs, speedup_time: against the unmodified model.
         exit_share: (K,) share of the samples that leave at each exit.
-        leaver_accuracy: (K,) percent right among those, ``None`` where nobody left.
+        leaver_accuracy: (K,) percent right among those, or their MAE; ``None`` where nobody left.
+        promise: what the point promised.
+        taken: what the promise bounds, as it was here.
         kept: whether the promise held here.
         verdict: the same as one sentence.
     """
@@ -32,8 +34,11 @@ class Evaluation(BaseModel):
     dataset: str
     split: str
     n: int
+    task: str = "classification"
     accuracy: float
     full_accuracy: float
+    figures: dict[str, float] = {}
+    full_figures: dict[str, float] = {}
     drop: float
     drop_interval: tuple[float, float]
     cost_share: float
@@ -44,6 +49,7 @@ class Evaluation(BaseModel):
     exit_share: tuple[float, ...]
     leaver_accuracy: list[float | None]
     promise: Promise
+    taken: float | None = None
     kept: bool
     verdict: str
 
@@ -63,19 +69,23 @@ def evaluate(point: OperatingPoint, records: Records) -> Evaluation:
         )
     decisions = replay(point.policy_object(), records, point.active)
     found = measure(decisions, records, point.costs, point.active)
-    full = records.accuracy[-1]
-    drop = 100 * (full - found.accuracy)
+    full, task = records.accuracy[-1], records.task
+    drop = task.scale * (full - found.accuracy)
     share = found.exit_share
     promise = point.promise
-    kept = (drop if promise.kind == "max_drop" else found.cost) <= promise.value + 1e-9
-    low, high = paired_interval(full - found.accuracy, found.differ, len(records))
-    interval = (100 * low, 100 * high)
+    taken = _taken(point, records, decisions, found, drop)
+    kept = taken <= promise.value + SLACK
+    low, high = task.interval(full - found.accuracy, found.differ, len(records))
+    interval = (task.scale * low, task.scale * high)
     return Evaluation(
         dataset=meta.dataset,
         split=meta.split,
         n=len(records),
-        accuracy=100 * found.accuracy,
-        full_accuracy=100 * full,
+        task=meta.task,
+        accuracy=task.value(found.accuracy),
+        full_accuracy=task.value(full),
+        figures=task.figures(decisions.prediction, records.labels),
+        full_figures=task.figures(records.prediction[:, -1], records.labels),
         drop=drop,
         drop_interval=interval,
         cost_share=found.cost,
@@ -86,41 +96,51 @@ def evaluate(point: OperatingPoint, records: Records) -> Evaluation:
         exit_share=share,
         leaver_accuracy=_leaver_accuracy(decisions, records),
         promise=promise,
+        taken=taken,
         kept=kept,
-        verdict=_verdict(promise, drop, interval, found.cost, len(records)),
+        verdict=_verdict(promise, task, taken, drop, interval, len(records)),
     )
 
 
-def paired_interval(drop: float, differ: float, count: int) -> tuple[float, float]:
-    """95 % interval of a paired difference of accuracies, as shares.
+def _taken(
+    point: OperatingPoint, records: Records, decisions: Decisions, found: Measure, drop: float
+) -> float:
+    """What the promise bounds, as it was here."""
+    promise = point.promise
+    if promise.kind == "max_drop":
+        return drop
+    if promise.kind == "max_cost":
+        return found.cost
+    if promise.kind == "risk":
+        return float(promise.loss.along([decisions], records).mean())
+    return latency_quantile(found.exit_share, point.active, point.costs, str(promise.quantile))
 
-    Agresti and Min, "Simple improved confidence intervals for comparing matched proportions",
-    Statistics in Medicine 2005: half a sample is added to each of the four cells, so that the
-    interval has a width even when no answer differs.
-    """
-    lost, gained = count * (differ + drop) / 2 + 0.5, count * (differ - drop) / 2 + 0.5
-    total = count + 2
-    centre = (lost - gained) / total
-    error = math.sqrt(max(lost + gained - (lost - gained) ** 2 / total, 0.0)) / total
-    return centre - _Z95 * error, centre + _Z95 * error
+
+def paired_interval(drop: float, differ: float, count: int) -> tuple[float, float]:
+    """95 % interval of a paired difference of accuracies, as shares (Agresti and Min 2005)."""
+    return Classification().interval(drop, differ, count)
 
 
 def _leaver_accuracy(decisions: Decisions, records: Records) -> list[float | None]:
-    right = (decisions.prediction == records.labels).double()
+    worth = records.worth_of(decisions.prediction).double()
     accuracy: list[float | None] = []
     for k in range(decisions.num_exits):
-        leavers = right[decisions.exit == k]
-        accuracy.append(100 * leavers.mean().item() if len(leavers) else None)
+        leavers = worth[decisions.exit == k]
+        accuracy.append(records.task.value(leavers.mean().item()) if len(leavers) else None)
     return accuracy
 
 
 def _verdict(
-    promise: Promise, drop: float, interval: tuple[float, float], cost: float, count: int
+    promise: Promise,
+    task: Task,
+    taken: float,
+    drop: float,
+    interval: tuple[float, float],
+    count: int,
 ) -> str:
-    loss = f"{drop:+.2f} points lost (95 % interval {interval[0]:+.2f} … {interval[1]:+.2f}"
-    loss += f", {count} samples)"
-    if promise.kind == "max_drop":
-        word = "kept" if drop <= promise.value + 1e-9 else "NOT kept"
-        return f"promise {word}: {promise}; {loss}"
-    word = "kept" if cost <= promise.value + 1e-9 else "NOT kept"
-    return f"promise {word}: {promise}; {cost:.3f} taken, {loss}"
+    low, high = interval
+    loss = f"{task.show_loss(drop)} (95 % interval {low:+.2f} … {high:+.2f}, {count} samples)"
+    shown = {"max_cost": f"{taken:.3f} taken, ", "max_latency_ms": f"{taken:.3f} ms taken, "}
+    before = promise.loss.show(taken) + ", " if promise.kind == "risk" else ""
+    word = "kept" if taken <= promise.value + SLACK else "NOT kept"
+    return f"promise {word}: {promise}; {shown.get(promise.kind, before)}{loss}"

@@ -17,8 +17,9 @@ class Measure:
     """What a setting does on a set of samples.
 
     Attributes:
-        accuracy: share of right answers.
-        differ: share of samples where it is right and the full model wrong, or the reverse.
+        accuracy: mean worth of its answers: the share of right ones, minus the MAE in regression.
+        differ: mean squared difference of worth from the full model's answers; of classes, the
+            share of samples where one is right and the other wrong.
         cost: mean cost as a share of the unmodified model's.
         exit_share: (K,) share of the samples that leave at each exit.
     """
@@ -42,12 +43,12 @@ def measure(
     decisions: Decisions, records: Records, costs: CostTable, active: Sequence[int]
 ) -> Measure:
     """What decisions mean in accuracy and cost."""
-    right = decisions.prediction == records.labels
-    full = records.correct[:, -1]
+    worth = records.worth_of(decisions.prediction).double()
+    full = records.worth[:, -1].double()
     share = decisions.exit_share
     return Measure(
-        accuracy=right.double().mean().item(),
-        differ=(right ^ full).double().mean().item(),
+        accuracy=worth.mean().item(),
+        differ=(worth - full).square().mean().item(),
         cost=costs.mean_cost(share, active) / costs.full,
         exit_share=share,
     )
@@ -76,7 +77,7 @@ class StaticPoint(BaseModel):
     """Every sample leaves at one exit; no other head runs unless it has to.
 
     Attributes:
-        accuracy: percent.
+        accuracy: percent; the MAE in regression.
         cost: share of the unmodified model's cost.
         layers: layer speed-up, blocks in the model over blocks run.
         speedup: unmodified cost over cost.
@@ -104,9 +105,9 @@ def static_points(records: Records, costs: CostTable) -> list[StaticPoint]:
             StaticPoint(
                 exit=k,
                 name=name,
-                accuracy=100 * accuracy,
+                accuracy=records.task.value(accuracy),
                 cost=cost,
-                layers=blocks[-1] / blocks[k],
+                layers=records.meta.baseline_blocks / blocks[k],
                 speedup=1 / cost,
             )
         )
@@ -115,4 +116,4 @@ def static_points(records: Records, costs: CostTable) -> list[StaticPoint]:
 
 def speedup_layers(records: Records, exit_share: Sequence[float]) -> float:
     """Blocks in the model over the mean number of blocks run (LGViT's speed-up)."""
-    return records.meta.blocks / float(np.dot(exit_share, records.meta.blocks_run))
+    return records.meta.baseline_blocks / float(np.dot(exit_share, records.meta.blocks_run))

@@ -5,6 +5,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from offramp.calibration.risk.losses import Loss, loss_named
+from offramp.calibration.risk.methods import METHODS
 from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
 from offramp.files import read_json, write_json
@@ -14,17 +16,61 @@ from offramp.policies.base import Policy, policy_from_config
 class Promise(BaseModel):
     """What a point promises.
 
-    ``max_drop``: at most ``value`` percentage points of accuracy below the full model.
+    ``max_drop``: at most ``value`` percentage points of accuracy below the full model, or in
+    regression, with the unit MAE, at most so much above the full model's MAE.
     ``max_cost``: at most the share ``value`` of the unmodified model's cost, in ``unit``.
+    ``max_latency_ms``: at most ``value`` milliseconds at batch size 1 for half (``p50``) or 95 %
+    (``p95``) of the samples.
+    ``risk``: the mean of the loss ``unit`` is at most ``value``, as ``method`` proves it.
+
+    Attributes:
+        quantile: of a latency.
+        delta: probability that the statement about a risk is wrong, over the draw of its samples.
+        method: how the risk was bounded.
+        tolerance: of the loss, where it takes one.
+        samples: how many the proof was made on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["max_drop", "max_cost"]
+    kind: Literal["max_drop", "max_cost", "max_latency_ms", "risk"]
     value: float
     unit: str
+    quantile: Literal["p50", "p95"] | None = None
+    delta: float | None = None
+    method: str | None = None
+    tolerance: float | None = None
+    samples: int | None = None
+
+    @property
+    def loss(self) -> Loss:
+        """What a risk is the mean of."""
+        return loss_named(self.unit, self.tolerance)
+
+    @property
+    def flags(self) -> str:
+        """How to ask for it on the command line."""
+        wanted: dict[str, str | float | None]
+        wanted = {self.kind: self.value, "delta": self.delta, "quantile": self.quantile}
+        if self.kind == "risk":
+            wanted |= {"risk_kind": self.unit, "method": self.method, "tolerance": self.tolerance}
+        return " ".join(
+            f"--{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:g}'}"
+            for name, value in wanted.items()
+            if value is not None
+        )
 
     def __str__(self) -> str:
+        if self.kind == "risk":
+            method = METHODS.get(str(self.method))()
+            begins = method.certainty(1.0 if self.delta is None else self.delta)
+            count = f"{self.samples:,} proof samples"
+            return f"{begins}{self.loss.says(self.value)} ({method.title}, {count})"
+        if self.kind == "max_latency_ms":
+            who = {"p50": "half of the samples take", "p95": "95 % of the samples take"}
+            return f"{who[str(self.quantile)]} at most {self.value:g} ms at batch size 1"
+        if self.kind == "max_drop" and self.unit == "MAE":
+            return f"MAE at most {self.value:g} above the full model's"
         if self.kind == "max_drop":
             return f"at most {self.value:g} points of accuracy below the full model"
         return f"at most {self.value:g} of the full model's {self.unit}"
@@ -36,9 +82,9 @@ class FrontPoint(BaseModel):
     Attributes:
         policy: config of the policy.
         active: early exits that are on.
-        accuracy: percent.
-        drop: percentage points below the full model.
-        drop_error: standard error of ``drop`` (paired), percentage points.
+        accuracy: percent; the MAE in regression.
+        drop: percentage points below the full model; in regression how much its MAE is above.
+        drop_error: standard error of ``drop`` (paired).
         cost: mean cost in the unit of the searched table.
         cost_share: cost over the unmodified model's.
         speedup_layers: blocks in the model over mean blocks run.
@@ -81,8 +127,11 @@ class OperatingPoint(FrontPoint):
 
     Attributes:
         promise: what it was chosen for.
-        full_accuracy: percent, of the full model on the same samples.
-        n: calibration samples.
+        task: what kind of answer; says what ``accuracy`` is.
+        full_accuracy: percent, of the full model on the same samples; its MAE in regression.
+        n: samples that the numbers were measured on.
+        samples: how many calibration samples each part had: what was fitted, the thresholds and
+            the proof never saw the same one.
         fingerprint: of the model.
         records: digest of the records it was chosen on.
         costs: the table its cost was searched on; ``macs`` and ``time`` where known.
@@ -92,8 +141,10 @@ class OperatingPoint(FrontPoint):
     """
 
     promise: Promise
+    task: str = "classification"
     full_accuracy: float
     n: int
+    samples: dict[str, int] = {}
     dataset: str
     split: str
     exit_names: list[str]

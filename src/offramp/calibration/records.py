@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +19,7 @@ from offramp.errors import OfframpError
 from offramp.files import open_tensors, tensor_digest, write_tensors
 from offramp.policies.base import POLICIES, ScalarPolicy
 from offramp.policies.threshold import ThresholdPolicy
+from offramp.tasks import TASKS, Task, task_named
 
 CHUNK = 4096  # samples whose logits are in hand at once
 _SIGNAL = "signal."
@@ -35,7 +36,9 @@ class RecordsMeta(BaseModel):
     exit_names: list[str]
     positions: list[int]
     blocks: int
+    full_blocks: int | None = None
     standalone: list[bool]
+    task: str = "classification"
     engine: str = "torch"
     precision: str = "float32"
     versions: dict[str, str] = {}
@@ -51,15 +54,21 @@ class RecordsMeta(BaseModel):
         """Blocks run by a sample that leaves at exit k: (K,)."""
         return [*self.positions, self.blocks]
 
+    @property
+    def baseline_blocks(self) -> int:
+        """Blocks of the unmodified model: all, unless the chain adds models to it."""
+        return self.blocks if self.full_blocks is None else self.full_blocks
+
 
 class Records:
     """What K exits said about N samples.
 
     Attributes:
-        labels: (N,) int64.
+        labels: (N,) int64; in regression float32, the targets.
         ids: (N,) int64, the samples' names in their data set.
         scalars: per name (N, K): ``prediction`` int64, ``correct`` bool, and the score of every
-            threshold policy at temperature 1 (higher is surer).
+            threshold policy at temperature 1 (higher is surer); in regression ``prediction``
+            float32 and the scores of policies that can judge numbers.
         signals: per name (N, K): what exits declare besides logits.
         meta: model, data and engine they were recorded with.
     """
@@ -74,10 +83,12 @@ class Records:
         meta: RecordsMeta,
         logits: Tensor | None = None,
         path: Path | None = None,
+        places: Tensor | None = None,
     ) -> None:
         self.labels, self.ids, self.meta = labels, ids, meta
         self.scalars, self.signals = scalars, signals
         self._logits, self._path = logits, path
+        self._places = places  # of the samples in the file, where it holds others too
 
     @classmethod
     def from_logits(
@@ -105,7 +116,7 @@ class Records:
         if labels.shape != (count,) or ids.shape != (count,):
             raise OfframpError(f"records of {count} samples need {count} labels and ids")
         records = cls(
-            labels=labels.long(),
+            labels=labels.to(TASKS.get(meta.task).targets),
             ids=ids,
             scalars={},
             signals=signals or {},
@@ -116,6 +127,20 @@ class Records:
         records.scalars = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return records
 
+    def part(self, rows: Tensor) -> Self:
+        """Records of some of the samples, by position (n,) ascending; logits are read when asked
+        for."""
+        return type(self)(
+            labels=self.labels[rows],
+            ids=self.ids[rows],
+            scalars={name: values[rows] for name, values in self.scalars.items()},
+            signals={name: values[rows] for name, values in self.signals.items()},
+            meta=self.meta,
+            logits=None if self._logits is None else self._logits[rows],
+            path=self._path,
+            places=rows if self._places is None else self._places[rows],
+        )
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -123,39 +148,60 @@ class Records:
     def num_exits(self) -> int:
         return self.meta.num_exits
 
+    @cached_property
+    def task(self) -> Task:
+        """What kind of answers these are."""
+        return task_named(self.meta.task)
+
     @property
     def prediction(self) -> Tensor:
         return self.scalars["prediction"]
 
+    @cached_property
+    def worth(self) -> Tensor:
+        """What every answer is worth (N, K), more is better: being right (bool), or minus the
+        absolute error."""
+        if "correct" in self.scalars:
+            return self.correct
+        return self.task.worth(self.prediction, self.labels[:, None])
+
+    def worth_of(self, prediction: Tensor) -> Tensor:
+        """What these predictions (N,) for the samples are worth: (N,)."""
+        return self.task.worth(prediction, self.labels)
+
     @property
     def correct(self) -> Tensor:
-        return self.scalars["correct"]
+        return self._scalar("correct")
 
     @property
     def confidence(self) -> Tensor:
-        return self.scalars["confidence"]
+        return self._scalar("confidence")
 
     @property
     def entropy(self) -> Tensor:
         """In nats; its negative is the score of the entropy policy."""
-        return -self.scalars["entropy"]
+        return -self._scalar("entropy")
 
     @property
     def margin(self) -> Tensor:
-        return self.scalars["margin"]
+        return self._scalar("margin")
 
     @property
     def accuracy(self) -> list[float]:
-        """Accuracy of every exit over all samples: (K,)."""
-        accuracy: list[float] = self.correct.double().mean(dim=0).tolist()
+        """Mean worth of every exit over all samples (K,): accuracy as a share, or minus the MAE."""
+        accuracy: list[float] = self.worth.double().mean(dim=0).tolist()
         return accuracy
+
+    @property
+    def figures(self) -> list[dict[str, float]]:
+        """What is reported of every exit (K,): ``accuracy`` in percent, or ``mae`` and ``rmse``."""
+        return [self.task.figures(column, self.labels) for column in self.prediction.unbind(dim=1)]
 
     @property
     def logits(self) -> Tensor:
         """(N, K, C), read from the file at first use."""
         if self._logits is None:
-            with open_tensors(self._file()) as file:
-                self._logits = file.get_tensor("logits")
+            self._logits = self._chunk(slice(0, len(self)))
         return self._logits
 
     @cached_property
@@ -168,6 +214,17 @@ class Records:
         """What exit ``k`` said about some samples, as a policy sees it live."""
         signals = {name: values[rows, k] for name, values in self.signals.items()}
         return SimpleNamespace(logits=self._chunk(rows)[:, k], **signals)
+
+    def said(self, rows: slice) -> list[SimpleNamespace]:
+        """What every exit said about some samples, shallow to deep, read once."""
+        logits = self._chunk(rows)
+        return [
+            SimpleNamespace(
+                logits=logits[:, k],
+                **{name: values[rows, k] for name, values in self.signals.items()},
+            )
+            for k in range(self.num_exits)
+        ]
 
     def readings(self, policy: ScalarPolicy) -> Tensor:
         """What a scalar policy reads at every exit: (N, K), stored or computed from the logits."""
@@ -197,7 +254,7 @@ class Records:
         with open_tensors(path) as file:
             metadata = file.metadata() or {}
             names = set(file.keys()) - {"logits"}
-            required = {"labels", "ids", "prediction", "correct"}
+            required = {"labels", "ids", "prediction"}
             if "records" not in metadata or not required <= names:
                 raise OfframpError(f"{path}: holds no records (made by `offramp.collect`)")
             tensors = {name: file.get_tensor(name) for name in names}
@@ -214,6 +271,11 @@ class Records:
             labels=labels, ids=ids, scalars=scalars, signals=signals, meta=meta, path=Path(path)
         )
 
+    def _scalar(self, name: str) -> Tensor:
+        if name not in self.scalars:
+            raise OfframpError(f"records of a {self.meta.task} model hold no {name}")
+        return self.scalars[name]
+
     def _file(self) -> Path:
         if self._path is None:
             raise OfframpError("these records hold no logits; collect them again")
@@ -228,15 +290,16 @@ class Records:
         if self._logits is not None:
             return self._logits[rows]
         with open_tensors(self._file()) as file:
-            chunk: Tensor = file.get_slice("logits")[rows]
-        return chunk
+            stored = file.get_slice("logits")
+            if self._places is None:
+                chunk: Tensor = stored[rows]
+                return chunk
+            places = self._places[rows]
+            low, high = int(places.min()), int(places.max()) + 1
+            return torch.as_tensor(stored[low:high][places - low])
 
     def _read(self, policy: ScalarPolicy, rows: slice) -> Tensor:
-        logits = self._chunk(rows)
-        columns: list[Tensor] = []
-        for k in range(self.num_exits):
-            signals: dict[str, Any] = {n: values[rows, k] for n, values in self.signals.items()}
-            columns.append(policy.read(k, SimpleNamespace(logits=logits[:, k], **signals)))
+        columns = [policy.read(k, said) for k, said in enumerate(self.said(rows))]
         return torch.stack(columns, dim=1)
 
     def _scalars_of(self, rows: slice) -> dict[str, Tensor]:
@@ -247,10 +310,13 @@ class Records:
                 f"{self.meta.exit_names[k]}: the logits of sample {self.ids[rows][n].item()} are "
                 "not finite; the model or its input is broken"
             )
-        prediction = logits.argmax(dim=-1)
-        scalars = {"prediction": prediction, "correct": prediction == self.labels[rows, None]}
+        prediction = self.task.predict(logits)
+        scalars = {"prediction": prediction}
+        if self.task.targets == torch.int64:  # the worth of a class is one bit, worth keeping
+            scalars["correct"] = self.task.worth(prediction, self.labels[rows, None])
         for name in POLICIES.names():
             entry = POLICIES.get(name)
-            if issubclass(entry, ThresholdPolicy) and not set(entry.needs) - set(self.signals):
+            judges = self.meta.task in entry.tasks and not set(entry.needs) - set(self.signals)
+            if issubclass(entry, ThresholdPolicy) and judges:
                 scalars[name] = self._read(entry.shared(entry.never, self.num_exits), rows)
         return scalars

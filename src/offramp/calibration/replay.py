@@ -13,11 +13,11 @@ from offramp.policies.base import Policy, ScalarPolicy
 
 @dataclass(frozen=True)
 class Decisions:
-    """Where every sample leaves, and with which class.
+    """Where every sample leaves, and with which answer.
 
     Attributes:
         exit: (N,) int64, the exit it leaves at, counted among all exits.
-        prediction: (N,) int64, the class it leaves with.
+        prediction: (N,) int64, the class it leaves with; in regression float32, the value.
         num_exits: K.
     """
 
@@ -44,16 +44,28 @@ def active_exits(active: Sequence[int] | None, num_exits: int) -> tuple[int, ...
     return tuple(sorted(set(active)))
 
 
-def replay(policy: Policy, records: Records, active: Sequence[int] | None = None) -> Decisions:
+def replay(
+    policy: Policy,
+    records: Records,
+    active: Sequence[int] | None = None,
+    *,
+    columns: Tensor | None = None,
+) -> Decisions:
     """Decide every sample of ``records`` with the code that runs live.
 
     Policies that read one scalar per exit decide on stored scalars; others step over the logits.
-    Raises `OfframpError` when the policy does not fit the records.
+
+    Args:
+        columns: (K, N) of what a scalar policy reads, where it is in hand already.
+
+    Raises:
+        OfframpError: when the policy does not fit the records.
     """
     policy.check(records.num_exits)
+    policy.check_task(records.meta.task)
     walked = (*active_exits(active, records.num_exits), records.num_exits - 1)
     if isinstance(policy, ScalarPolicy):
-        return _replay_scalars(policy, records, walked)
+        return _replay_scalars(policy, records, walked, columns)
     parts = [
         _replay_logits(policy, records, walked, slice(start, min(start + CHUNK, len(records))))
         for start in range(0, len(records), CHUNK)
@@ -62,13 +74,15 @@ def replay(policy: Policy, records: Records, active: Sequence[int] | None = None
     return Decisions(exits, predictions, records.num_exits)
 
 
-def _replay_scalars(policy: ScalarPolicy, records: Records, walked: Sequence[int]) -> Decisions:
-    readings = records.readings(policy)
+def _replay_scalars(
+    policy: ScalarPolicy, records: Records, walked: Sequence[int], columns: Tensor | None
+) -> Decisions:
+    columns = records.readings(policy).T if columns is None else columns
     exits = torch.full((len(records),), walked[-1])
     left = torch.zeros(len(records), dtype=torch.bool)
     memory = policy.start(len(records), ids=records.ids)
     for k in walked[:-1]:
-        stop, memory = policy.decide(k, readings[:, k], memory)
+        stop, memory = policy.decide(k, columns[k], memory)
         exits = torch.where(stop & ~left, k, exits)
         left = left | stop
     prediction = records.prediction.gather(1, exits[:, None])[:, 0]
@@ -80,13 +94,15 @@ def _replay_logits(
 ) -> tuple[Tensor, Tensor]:
     count = rows.stop - rows.start
     exits = torch.full((count,), walked[-1])
-    predictions = torch.zeros(count, dtype=torch.int64)
+    predictions = torch.zeros(count, dtype=records.prediction.dtype)
     left = torch.zeros(count, dtype=torch.bool)
     memory = policy.start(count, ids=records.ids[rows])
-    for k in walked:
-        stop, answer, memory = policy.step(k, records.outputs(k, rows), memory)
-        leaving = ~left if k == walked[-1] else stop & ~left
+    said = records.said(rows)
+    for k in walked[:-1]:
+        stop, answer, memory = policy.step(k, said[k], memory)
+        leaving = stop & ~left
         exits = torch.where(leaving, k, exits)
-        predictions = torch.where(leaving, answer.argmax(dim=-1), predictions)
+        predictions = torch.where(leaving, records.task.predict(answer), predictions)
         left = left | stop
-    return exits, predictions
+    answer = policy.final_answer(walked[-1], said[walked[-1]], memory)
+    return exits, torch.where(left, predictions, records.task.predict(answer))

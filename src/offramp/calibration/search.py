@@ -2,7 +2,7 @@
 
 For a price λ per unit of cost the search maximises
 
-    mean(correct) − λ · mean(cost)
+    mean(worth) − λ · mean(cost)
 
 by coordinate ascent over the exits: given the others, the best threshold of one exit is the best
 prefix of its samples sorted by score (prefix sums, all thresholds at once), and it competes with
@@ -16,33 +16,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.calibration.front import Measure
+from offramp.registry import Registry
 
 Floats = NDArray[np.float64]
 OFF = -1  # in place of a number of leavers: the exit is switched off
 _MAX_PASSES = 30
 _GAIN = 1e-5  # a pass that improves the objective by less than this ends the climb
+_PLACES = 2048  # thresholds per exit, evenly by rank, where samples offer more
 Leavers = tuple[int, ...]  # (K-1,) how many of all samples score above the threshold, or OFF
 
 
+SEARCHES: "Registry[type[ThresholdSearch]]" = Registry("search")
+
+
+@SEARCHES.register("coordinate")
 class ThresholdSearch:
     """Coordinate ascent over thresholds and active exits for one score, ready for any λ.
 
     Args:
         scores: (N, K) float32, higher is surer.
-        correct: (N, K) bool, what settings are measured by.
-        expected: (N, K) probability of being right, what the climb goes by; ``correct`` itself
-            when omitted, which learns small sets by heart (see `smoothing`).
+        worth: (N, K) what each answer is worth, which settings are measured by: being right
+            (bool), or any number of which more is better.
+        expected: (N, K) expected worth, what the climb goes by; ``worth`` itself when omitted,
+            which learns small sets by heart (see `smoothing`).
         body: (K,) cost of the steps since the previous exit, as a share of the full model.
         head: (K,) cost of each exit's head, as a share of the full model.
         locked: exits that may not be switched off.
         always: a threshold below every score.
         never: a threshold that no score exceeds.
+
+    Attributes:
+        places: thresholds that are considered per exit.
+        steps: per early exit, how many samples each of them lets leave, ascending.
+        cells: per early exit (N,), the first of them that lets a sample leave.
     """
+
+    places = _PLACES
 
     def __init__(
         self,
         scores: NDArray[np.float32],
-        correct: NDArray[np.bool_],
+        worth: NDArray[np.bool_] | Floats,
         body: Sequence[float] | Floats,
         head: Sequence[float] | Floats,
         *,
@@ -53,15 +67,19 @@ class ThresholdSearch:
     ) -> None:
         self.count, self.exits = scores.shape
         self.scores = np.ascontiguousarray(scores.T)  # (K, N)
-        self.right = np.ascontiguousarray(correct.T)
-        values = correct if expected is None else expected
+        self.true_worth = np.ascontiguousarray(worth.T, dtype=np.float64)
+        self.unit = 1.0 if worth.dtype == bool else float(np.abs(worth).mean()) or 1.0
+        values = worth if expected is None else expected
         self.worth = np.ascontiguousarray(values.T, dtype=np.float64)
         self.body, self.head = np.asarray(body, float), np.asarray(head, float)
         self.locked = frozenset(locked)
         self.always, self.never = always, never
         early = range(self.exits - 1)
         self.order = [np.argsort(-self.scores[k], kind="stable") for k in early]
-        self.steps = [_steps(self.scores[k][self.order[k]]) for k in early]
+        ordered = [self.scores[k][self.order[k]] for k in early]
+        self.steps = [_thinned(_steps(column), self.places) for column in ordered]
+        self.cells = [_cells(*pair) for pair in zip(self.order, self.steps, strict=True)]
+        self._measured: dict[Leavers, Measure] = {}
 
     def threshold(self, k: int, leavers: int) -> float:
         """Threshold that exactly ``leavers`` of all samples exceed at exit ``k``.
@@ -96,34 +114,65 @@ class ThresholdSearch:
 
     def measure(self, leavers: Leavers) -> Measure:
         """Accuracy, cost share and exit shares of a setting."""
+        if leavers not in self._measured:
+            self._measured[leavers] = self._measure(leavers)
+        return self._measured[leavers]
+
+    def _measure(self, leavers: Leavers) -> Measure:
+        place = self.leave(leavers)
+        share = np.bincount(place, minlength=self.exits) / self.count
+        on = [m != OFF for m in leavers]
+        paid = np.cumsum(self.body) + np.cumsum(self.head * [*on, True])
+        worth = self.true_worth[place, np.arange(self.count)]
+        lost = worth - self.true_worth[-1]
+        return Measure(
+            accuracy=float(worth.mean()),
+            differ=float(np.square(lost).mean()),
+            cost=float(share @ paid),
+            exit_share=tuple(share.tolist()),
+        )
+
+    def leave(self, leavers: Leavers) -> NDArray[np.intp]:
+        """(N,) the exit at which every sample leaves."""
+        passed = np.zeros(self.count, dtype=np.int16)
         waiting = np.ones(self.count, dtype=bool)
-        shares, right, differ = [], 0, 0
-        paid, cost = 0.0, 0.0
-        for k in range(self.exits):
-            last = k == self.exits - 1
-            on = last or leavers[k] != OFF
-            paid += self.body[k] + (self.head[k] if on else 0.0)
-            leaving = waiting if last else waiting & self._fires(k, leavers[k])
-            share = np.count_nonzero(leaving) / self.count
-            shares.append(share)
-            right += int(np.count_nonzero(self.right[k] & leaving))
-            differ += int(np.count_nonzero((self.right[k] ^ self.right[-1]) & leaving))
-            cost += share * paid
-            if not last:
-                waiting = waiting & ~leaving
-        return Measure(right / self.count, differ / self.count, cost, tuple(shares))
+        for k, m in enumerate(leavers):
+            if m > 0:
+                waiting &= ~self._fires(k, m)
+            passed += waiting
+        return passed.astype(np.intp)
+
+    def expected(self, leavers: Leavers) -> float:
+        """Mean expected worth of a setting: what the climb takes its accuracy for."""
+        return float(self.worth[self.leave(leavers), np.arange(self.count)].mean())
+
+    def by_exit(self, leavers: Leavers, k: int, share: float) -> Leavers:
+        """The setting with just so many leaving at exit ``k`` that ``share`` of all are gone."""
+        gone = self.leave(leavers) < k
+        wanted = share * self.count - np.count_nonzero(gone) - 1e-6
+        there = np.cumsum(~gone[self.order[k]])[self.steps[k] - 1]
+        enough = int(np.searchsorted(there, wanted))
+        changed = list(leavers)
+        if wanted > 0:
+            changed[k] = int(self.steps[k][min(enough, len(there) - 1)])
+        return self.tidy(tuple(changed))
 
     def tidy(self, leavers: Leavers) -> Leavers:
         """Switch off exits at which nobody leaves: no decision changes, their heads are saved."""
         shares = self.measure(leavers).exit_share
         return tuple(m if shares[k] > 0 or k in self.locked else OFF for k, m in enumerate(leavers))
 
+    def best(self, price: float, starts: Sequence[Leavers]) -> Leavers:
+        """The best setting found at a price per unit of cost, given where to begin."""
+        climbs = [self.solve(price, start) for start in starts]
+        return max(climbs, key=lambda climb: climb[1])[0]
+
     def solve(self, price: float, start: Leavers) -> tuple[Leavers, float]:
         """Climb from ``start`` until no exit can do better alone; returns (setting, objective)."""
         leavers, best = start, -np.inf
         for _ in range(_MAX_PASSES):
             found, value = self._descend(price, leavers)
-            if value <= best + _GAIN:
+            if value <= best + _GAIN * self.unit:
                 break
             leavers, best = found, value
         return leavers, best
@@ -133,21 +182,25 @@ class ThresholdSearch:
         found = list(leavers)
         reach = self._reach(leavers)
         body, head = price * self.body, price * self.head
-        worth = self.worth[-1] - head[-1]  # of a sample arriving at exit k+1, from there on
+        # What a sample arriving at exit k+1 is worth from there on is ``value`` + ``shift``.
+        value, shift = self.worth[-1].copy(), -head[-1]
+        gain = np.empty_like(value)
         for k in reversed(range(self.exits - 1)):
-            stay = worth - body[k + 1]
-            gain = (self.worth[k] - stay) * reach[k]
-            sums = np.cumsum(gain[self.order[k]])[self.steps[k] - 1]
+            shift -= body[k + 1]
+            np.subtract(self.worth[k], value, out=gain)
+            gain -= shift
+            sums = np.cumsum(np.bincount(self.cells[k], gain * reach[k], len(self.steps[k])))
             at = int(sums.argmax())
             price_of_head = head[k] * np.count_nonzero(reach[k])
             if k in self.locked:
                 found[k] = int(self.steps[k][at]) if sums[at] > 0 else 0
             else:
                 found[k] = int(self.steps[k][at]) if sums[at] > price_of_head else OFF
-            worth = stay
             if found[k] != OFF:
-                worth = np.where(self._fires(k, found[k]), self.worth[k], stay) - head[k]
-        return tuple(found), float(worth.mean() - body[0])
+                gain *= self._fires(k, found[k])  # choosing by arithmetic: masks cost ten times it
+                value += gain
+                shift -= head[k]
+        return tuple(found), float(value.mean() + shift - body[0])
 
     def _reach(self, leavers: Leavers) -> list[NDArray[np.bool_]]:
         """Who gets to each early exit: nobody stopped them before."""
@@ -161,6 +214,21 @@ def _steps(descending: NDArray[np.float32]) -> NDArray[np.intp]:
     """Numbers of leavers that a threshold can reach: equal scores leave together."""
     changes = np.flatnonzero(descending[1:] != descending[:-1]) + 1
     return np.append(changes, len(descending))
+
+
+def _thinned(steps: NDArray[np.intp], places: int) -> NDArray[np.intp]:
+    """At most so many of the steps, evenly by rank, the last one always among them."""
+    if len(steps) <= places:
+        return steps
+    wanted = np.linspace(0, steps[-1], places + 1)[1:]
+    return np.unique(steps[np.searchsorted(steps, wanted)])
+
+
+def _cells(order: NDArray[np.intp], steps: NDArray[np.intp]) -> NDArray[np.intp]:
+    """(N,) index of the first step that includes a sample."""
+    cells = np.empty(len(order), dtype=np.intp)
+    cells[order] = np.repeat(np.arange(len(steps)), np.diff(steps, prepend=0))
+    return cells
 
 
 def midway(low: float, high: float) -> float:

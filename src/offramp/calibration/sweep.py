@@ -10,7 +10,7 @@ from offramp.calibration.search import OFF, Leavers, ThresholdSearch
 
 _COARSE = 8  # prices before the gaps are filled
 _SOLVES = 26
-_GAP = 0.01  # in accuracy plus cost share: no finer than this
+_GAP = 0.01  # in worth plus cost share: no finer than this
 _ROUNDS = 9
 _BLENDS = 16
 
@@ -24,10 +24,9 @@ class Sweep:
     def __init__(self, search: ThresholdSearch) -> None:
         self.search = search
         self.found: dict[float, Leavers] = {}
-        self.measured: dict[Leavers, Measure] = {}
         smallest = min(share for share in (*search.body[1:], 1.0) if share > 0)
         for price in np.geomspace(1e-3, 4 / smallest, _COARSE):
-            self._solve(float(price))
+            self._solve(float(price) * search.unit)
         self._fill()
 
     def settings(self) -> list[Leavers]:
@@ -36,9 +35,7 @@ class Sweep:
         return list(dict.fromkeys([*self.found.values(), *static]))
 
     def measure(self, leavers: Leavers) -> Measure:
-        if leavers not in self.measured:
-            self.measured[leavers] = self.search.measure(leavers)
-        return self.measured[leavers]
+        return self.search.measure(leavers)
 
     def refine(self, holds: Callable[[Measure], bool]) -> list[Leavers]:
         """Settings around the price where a promise begins to hold, or stops."""
@@ -68,8 +65,7 @@ class Sweep:
         starts = [self.search.empty()]
         if below:
             starts.append(self.found[max(below)])
-        climbs = [self.search.solve(price, start) for start in dict.fromkeys(starts)]
-        best, _ = max(climbs, key=lambda climb: climb[1])
+        best = self.search.best(price, list(dict.fromkeys(starts)))
         self.found[price] = self.search.tidy(best)
         return self.found[price]
 
@@ -87,7 +83,18 @@ class Sweep:
         one, other = self.measure(self.found[low]), self.measure(self.found[high])
         if high / low < 1.001:
             return 0.0  # a jump of the front, not a gap in the sweep
-        return abs(one.accuracy - other.accuracy) + abs(one.cost - other.cost)
+        gained = abs(one.accuracy - other.accuracy) / self.search.unit
+        return gained + abs(one.cost - other.cost)
+
+    def between(self, count: int) -> list[Leavers]:
+        """All settings found, in order of price, with ``count`` blends between neighbours."""
+        prices = sorted(self.found)
+        path = [self.found[prices[0]]]
+        for low, high in pairwise(prices):
+            one, other = self.found[low], self.found[high]
+            path += [self._blend(one, other, step / (count + 1)) for step in range(1, count + 1)]
+            path.append(other)
+        return list(dict.fromkeys(path))
 
     def _blend(self, one: Leavers, other: Leavers, weight: float) -> Leavers:
         """Leavers between two settings; an exit that is on in one only is on in its half."""

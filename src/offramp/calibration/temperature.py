@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from offramp.calibration.records import Records
+from offramp.errors import OfframpError
 
 BOUNDS = (0.05, 20.0)  # an exit that is always right on the split has its optimum at zero
 _ITERATIONS = 30
@@ -19,6 +20,8 @@ _TOLERANCE = 1e-6
 
 def fit_temperatures(records: Records) -> tuple[float, ...]:
     """Temperature of every exit that minimises its negative log-likelihood: (K,)."""
+    if records.meta.task != "classification":
+        raise OfframpError(f"temperatures scale a softmax, which {records.meta.task} has none of")
     logits, labels = records.logits, records.labels
     return tuple(fit_temperature(logits[:, k], labels) for k in range(records.num_exits))
 

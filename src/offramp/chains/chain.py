@@ -38,6 +38,16 @@ class Chain(nn.Module, ABC):
         return self.backbone
 
     @property
+    def baseline(self) -> nn.Module:
+        """What savings are stated against: `whole`, unless the chain adds whole models to it."""
+        return self.whole
+
+    @property
+    def full_blocks(self) -> int:
+        """Blocks of the baseline, which layer speed-ups are stated against."""
+        return len(self)
+
+    @property
     def input_defaults(self) -> dict[str, Any]:
         """What the backbone expects of images, as far as it says: timm's mean, std, crop_pct …"""
         return getattr(self.backbone, "pretrained_cfg", None) or {}
@@ -69,6 +79,27 @@ class Chain(nn.Module, ABC):
     @abstractmethod
     def token_spec(self, step: int) -> TokenSpec:
         """Shape of the tokens after step ``step`` (0-based)."""
+
+    def exit_spec(self, step: int) -> TokenSpec:
+        """`token_spec` with attention heads, for exits that are a block of the backbone's shape.
+
+        In a pyramid every stage has heads as wide as those of the last block, as far as they divide
+        its tokens.
+        """
+        spec = self.token_spec(step)
+        if self.attention_heads == 1:  # what chains without attention say
+            return spec
+        full = self.token_spec(len(self) - 1).width
+        most = max(1, self.attention_heads * spec.width // full)
+        return spec._replace(heads=max(h for h in range(1, most + 1) if spec.width % h == 0))
+
+    def schema_after(self, step: int) -> Schema:
+        """Names of the state's tensors after step ``step`` (0-based; -1: after the embedding)."""
+        return self.schema
+
+    def place(self, step: int) -> str:
+        """What people call the place behind step ``step`` (0-based)."""
+        return f"block {step + 1}"
 
     @property
     def classifier_heads(self) -> int:

@@ -29,6 +29,10 @@ class TokenSpec(NamedTuple):
     grid: tuple[int, int] | None
     class_tokens: int = 0
     """How many of the leading prefix tokens a classifier reads (2 for distilled models)."""
+    answers: bool = False
+    """The one class token is an answer already: the logits of a whole model of a cascade."""
+    heads: int = 0
+    """Attention heads that a block of the backbone has at this width; 0 where none says."""
 
     @property
     def patches(self) -> int:
@@ -58,3 +62,16 @@ class Tokens:
     def classes(self) -> Tensor:
         """The class tokens, (B, class_tokens, C)."""
         return self.prefix[:, : self.class_tokens]
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean patch (B, 1, C); after a reducer a token counts as often as it stands for."""
+        if self.size is None:
+            return self.patches.mean(dim=1, keepdim=True)
+        weights = self.size.to(self.patches.dtype).unsqueeze(1)  # (B, 1, N)
+        return weights @ self.patches / weights.sum(-1, keepdim=True)
+
+    @property
+    def summary(self) -> "Tokens":
+        """Class tokens and one patch, the mean of all: for heads that read no more than that."""
+        return Tokens(self.mean, None, self.classes, self.class_tokens)

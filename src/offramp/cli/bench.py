@@ -237,10 +237,10 @@ def _alone(run: Path, point: str, options: dict[str, Any], *, memory: bool) -> d
 
 
 def _accuracy(run: "RunFolder", point: str) -> dict[str, Any]:
-    """Accuracies from ``evaluation.json``, where the point was evaluated."""
+    """Accuracies from ``evaluation.json``, where the point was evaluated and there are any."""
     evaluation = run.evaluation()
     found = (evaluation or {}).get("points", {}).get(point)
-    if evaluation is None or found is None:
+    if evaluation is None or found is None or found.get("task") == "regression":
         return {}
     return {
         "accuracy": found["accuracy"],

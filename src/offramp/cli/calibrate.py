@@ -28,15 +28,55 @@ def calibrate(
     run: Run,
     max_drop: Annotated[
         float | None,
-        typer.Option(help="Points of accuracy it may lose against the full model."),
+        typer.Option(
+            help="Points of accuracy it may lose against the full model; in regression, how much "
+            "its MAE may rise."
+        ),
     ] = None,
     max_cost: Annotated[
         float | None, typer.Option(help="Share of the full model's cost it may take: 0.5")
+    ] = None,
+    max_latency_ms: Annotated[
+        float | None,
+        typer.Option(help="Milliseconds that --quantile of the samples may take, one by one."),
+    ] = None,
+    risk: Annotated[
+        float | None,
+        typer.Option(help="What may go wrong, proved: 0.01 for 1 % of samples with another label."),
     ] = None,
     certainty: Annotated[
         float | None,
         typer.Option(help="With --max-drop: how sure to be of it on other samples: 0.9"),
     ] = None,
+    quantile: Annotated[
+        str | None, typer.Option(help="With --max-latency-ms: p95 (default) or p50.")
+    ] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(help="With --risk: how probable a wrong proof may be; 0.1 when omitted."),
+    ] = None,
+    risk_kind: Annotated[
+        str | None,
+        typer.Option(
+            help="With --risk: consistency (default), gap, brier_gap, brier_consistency, "
+            "hellinger; in regression deviation."
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="With --risk: ltt (default), ucb, crc, or naive, which proves nothing."),
+    ] = None,
+    path: Annotated[
+        str | None,
+        typer.Option(help="With --risk: per-exit thresholds (default), or one shared by all."),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="With --risk-kind deviation: how far off does not count."),
+    ] = None,
+    search: Annotated[
+        str, typer.Option(help="How thresholds are searched: coordinate or dynamic.")
+    ] = "coordinate",
     temperatures: Annotated[
         bool, typer.Option("--temperatures", help="Fit a softmax temperature per exit first.")
     ] = False,
@@ -57,50 +97,70 @@ def calibrate(
 ) -> None:
     """Choose the thresholds and exits that keep a promise.
 
-    Give exactly one target. The operating point is saved as RUN/points/NAME.json. It belongs to one
-    engine and precision, because confidences shift from one to the other.
+    Give exactly one target: --max-drop, --max-cost, --max-latency-ms or --risk. The operating point
+    is saved as RUN/points/NAME.json. It belongs to one engine and precision, because confidences
+    shift from one to the other.
 
     Example: [bold]offramp calibrate runs/demo --max-drop 0.5[/]
     """
+    from offramp.calibration.search import SEARCHES
+    from offramp.calibration.wish import Wanted, Wish
     from offramp.policies import POLICIES
     from offramp.runs import RunFolder, calibrate_run
     from offramp.runtime import ENGINES, EngineOptions
 
+    SEARCHES.get(search)
     POLICIES.get(policy)  # wrong words are refused before the long pass over the data
     ENGINES.get(engine)(EngineOptions(precision=precision))
-    _check(max_drop, max_cost, split, name)
+    wanted = Wanted(
+        max_drop=max_drop,
+        max_cost=max_cost,
+        max_latency_ms=max_latency_ms,
+        risk=risk,
+        certainty=certainty,
+        quantile=quantile,
+        delta=delta,
+        risk_kind=risk_kind,
+        method=method,
+        path=path,
+        tolerance=tolerance,
+    )
+    Wish(**wanted).check(_flag)
+    if max_latency_ms is not None and batch_size != 1:
+        raise OfframpError("--max-latency-ms is about single samples: leave out --batch-size")
+    _check(split, name)
     folder = RunFolder(run).check()
     saved, point = calibrate_run(
         folder,
         policy=policy,
-        max_drop=max_drop,
-        max_cost=max_cost,
-        certainty=certainty,
         temperatures=temperatures,
+        search=search,
         engine=engine,
         precision=precision,
         times=(
             _latencies(folder, batch_size, engine, precision, as_json)
-            if cost is Cost.time
+            if cost is Cost.time or max_latency_ms is not None
             else None
         ),
         name=name,
         split=split,
         progress=bars(as_json),
+        **wanted,
     )
-    path = folder.path / "points" / f"{saved}.json"
+    file = folder.path / "points" / f"{saved}.json"
     if as_json:
         chosen = point.model_dump(mode="json", exclude={"probes"})
-        emit({"name": saved, "path": str(path), "point": chosen})
+        emit({"name": saved, "path": str(file), "point": chosen})
         return
-    show(*described(saved, point), f"saved: [bold]{path}[/]", f"next: offramp eval {run}")
+    show(*described(saved, point), f"saved: [bold]{file}[/]", f"next: offramp eval {run}")
 
 
 def described(name: str, point: "OperatingPoint") -> list[Any]:
     """An operating point as people read it: its exits, then what it does."""
     from offramp.report.tables import percent, threshold, threshold_name, times
+    from offramp.tasks import task_named
 
-    last = len(point.exit_names) - 1
+    last, task = len(point.exit_names) - 1, task_named(point.task)
     rows = []
     for k, exit in enumerate(point.exit_names):
         on = k in point.active
@@ -109,21 +169,25 @@ def described(name: str, point: "OperatingPoint") -> list[Any]:
         rows.append((exit, state, threshold(point, k) if on else "–", share))
     columns = ["exit", "active<", threshold_name(point), "samples leaving"]
     time = f", time {times(point.speedup_time)}" if point.speedup_time is not None else ""
+    parts = [f"{count:,} for the {name}" for name, count in point.samples.items()]
     return [
         table(name, columns, rows),
         f"promise: {point.promise}",
-        f"on {point.n} {point.split} samples of {point.dataset}: accuracy "
-        f"{percent(point.accuracy)}, full model {percent(point.full_accuracy)} "
-        f"({-point.drop:+.2f} ± {1.96 * point.drop_error:.2f} points)",
+        *(["calibration samples: " + ", ".join(parts)] if len(parts) > 1 else []),
+        *point.notes,
+        f"on {point.n} {point.split} samples of {point.dataset}: {task.metric} "
+        f"{task.show(point.accuracy)}, full model {task.show(point.full_accuracy)} "
+        f"({task.show_change(point.drop)} ± {1.96 * point.drop_error:.2f} {task.unit})",
         f"speed-up: layers {times(point.speedup_layers)}, MACs {times(point.speedup_macs)}{time}; "
         f"cost {point.cost_share:.3f} of the full model's {point.costs.unit}",
     ]
 
 
-def _check(max_drop: float | None, max_cost: float | None, split: str, name: str | None) -> None:
-    if (max_drop is None) == (max_cost is None):
-        given = "none" if max_drop is None else "both"
-        raise OfframpError(f"give exactly one target, --max-drop or --max-cost ({given} given)")
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check(split: str, name: str | None) -> None:
     if split == "test":
         raise OfframpError(
             "calibration on the test split is refused: thresholds chosen there would make every "

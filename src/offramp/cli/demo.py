@@ -37,7 +37,8 @@ def demo(
     from offramp.cli.bench import bench_run
     from offramp.cli.demo_summary import MAX_DROP, fastest_exit, summarise, summary
     from offramp.report import write_report
-    from offramp.runs import calibrate_run, evaluate_run, train_run
+    from offramp.run_evaluation import evaluate_run
+    from offramp.runs import calibrate_run, train_run
     from offramp.training.run_config import load_run_config
 
     config = load_run_config(RECIPE, overrides or [])

@@ -7,13 +7,16 @@ import typer
 
 from offramp.cli.bench import bench
 from offramp.cli.calibrate import calibrate
+from offramp.cli.cascade import cascade
 from offramp.cli.compare import compare
 from offramp.cli.demo import demo
 from offramp.cli.errors import Commands
 from offramp.cli.eval import evaluate
+from offramp.cli.explain import explain
 from offramp.cli.export import export
 from offramp.cli.frontier import frontier
 from offramp.cli.list import list_entries
+from offramp.cli.monitor import monitor
 from offramp.cli.predict import predict
 from offramp.cli.report import report
 from offramp.cli.train import train
@@ -58,7 +61,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "export": export,
     "frontier": frontier,
+    "cascade": cascade,
     "predict": predict,
+    "explain": explain,
+    "monitor": monitor,
     "report": report,
     "list": list_entries,
 }
@@ -67,7 +73,11 @@ for name, command in COMMANDS.items():
 
 
 def run() -> None:
-    """Run the command line; exit code 0, 1 for bad input, 2 for misuse, 130 when interrupted."""
+    """Run the command line.
+
+    Exit code 0, 1 for bad input, 2 for misuse, 3 for unfinished training, 4 when ``monitor`` found
+    drift, 130 when interrupted.
+    """
     app()
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from offramp.model_config import Preprocessing
     from offramp.runtime import Runner
+    from offramp.runtime.prediction import Prediction
 
 
 class Subject(NamedTuple):
@@ -22,6 +23,7 @@ class Subject(NamedTuple):
     runner: "Runner"
     preprocessing: "Preprocessing"
     labels: list[str] | None
+    task: str
     point: str
     full_macs: float | None
 
@@ -34,9 +36,12 @@ def predict(
     point: Annotated[
         str | None, typer.Option(help="Operating point; the newest when omitted.")
     ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="FILE.jsonl to add the answers to, for offramp monitor.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Label images, and say how far each had to go.
+    """Label images, or count in them, and say how far each had to go.
 
     Every image stops at the first exit that is sure enough. An exported bundle answers without the
     model it came from.
@@ -44,7 +49,6 @@ def predict(
     Example: [bold]offramp predict runs/demo photo.png --point confidence-max-drop-0.5[/]
     """
     from offramp.data import eval_transform, read_image
-    from offramp.report.tables import percent
 
     subject = _subject(run, point)
     opened = [read_image(path) for path in images]  # all are checked before the first answer
@@ -52,6 +56,8 @@ def predict(
     answers = _answers(subject, [transform(image) for image in opened])
     for path, answer in zip(images, answers, strict=True):
         answer["image"] = str(path)
+    if log is not None:
+        _log(log, answers)
     if as_json:
         emit({"run": str(run), "point": subject.point, "answers": answers})
         return
@@ -59,16 +65,29 @@ def predict(
     rows = [
         (
             answer["image"],
-            answer["label"],
-            percent(100 * answer["probability"], 1),
+            *_shown(answer),
             answer["exit"],
             f"{answer['blocks']} of {depth}",
             f"{answer['ms']:.2f}",
         )
         for answer in answers
     ]
-    columns = ["image", "label<", "probability", "exit<", "blocks", "ms"]
+    said = ["value"] if subject.task == "regression" else ["label<", "probability"]
+    columns = ["image", *said, "exit<", "blocks", "ms"]
     show(table(f"{run} at {subject.point}", columns, rows))
+
+
+def _log(path: Path, answers: list[dict[str, Any]]) -> None:
+    import numpy as np
+
+    from offramp.monitor.log import append_lines
+    from offramp.monitor.reference import Sight
+
+    exits = np.array([answer["exit_index"] for answer in answers])
+    sure = [
+        answer["probability"] if "probability" in answer else answer["value"] for answer in answers
+    ]
+    append_lines(path, Sight(exits, np.array(sure), np.zeros(len(exits), dtype=bool)))
 
 
 def _subject(folder: Path, point: str | None) -> Subject:
@@ -83,12 +102,15 @@ def _subject(folder: Path, point: str | None) -> Subject:
         manifest = Manifest.load(folder)
         full = manifest.full_macs
         found = load_bundle(folder)
-        return Subject(found, manifest.preprocessing, manifest.classes, folder.name, full)
+        names, task = manifest.classes, manifest.task
+        return Subject(found, manifest.preprocessing, names, task, folder.name, full)
     run = RunFolder(folder).check()
     name, chosen = run.point(point)
     options = run.engine_options(chosen.engine, chosen.precision)
     runner = compile_runner(run.model, chosen, options=options, costs=run.costs)
-    return Subject(runner, run.model.preprocessing, run.model.labels, name, run.costs.full)
+    model = run.model
+    task = model.config.task
+    return Subject(runner, model.preprocessing, model.labels, task, name, run.costs.full)
 
 
 def _answers(subject: Subject, images: "list[Tensor]") -> list[dict[str, Any]]:
@@ -100,15 +122,13 @@ def _answers(subject: Subject, images: "list[Tensor]") -> list[dict[str, Any]]:
         start = time.perf_counter()
         said = runner(image[None])
         took = 1e3 * (time.perf_counter() - start)
-        index, left = int(said.labels), int(said.exit)
+        left = int(said.exit)
         share = None
         if said.cost is not None and subject.full_macs is not None:
             share = float(said.cost) / subject.full_macs
         answers.append(
             {
-                "label": subject.labels[index] if subject.labels else str(index),
-                "index": index,
-                "probability": float(said.probs[0, index]),
+                **_said(subject, said),
                 "exit": runner.exit_names[left],
                 "exit_index": left,
                 "blocks": int(said.blocks),
@@ -117,3 +137,24 @@ def _answers(subject: Subject, images: "list[Tensor]") -> list[dict[str, Any]]:
             }
         )
     return answers
+
+
+def _said(subject: Subject, said: "Prediction") -> dict[str, Any]:
+    """One answer: a class and its probability, or a number and what it counts."""
+    names = subject.labels
+    if subject.task == "regression":
+        return {"value": float(said.values), "of": names[0] if names else None}
+    index = int(said.labels)
+    return {
+        "label": names[index] if names else str(index),
+        "index": index,
+        "probability": float(said.probs[0, index]),
+    }
+
+
+def _shown(answer: dict[str, Any]) -> list[str]:
+    from offramp.report.tables import percent
+
+    if "value" in answer:
+        return [f"{answer['value']:.2f} {answer['of'] or ''}".rstrip()]
+    return [answer["label"], percent(100 * answer["probability"], 1)]

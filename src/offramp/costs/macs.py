@@ -51,7 +51,7 @@ def frozen(run: Callable[..., Any]) -> Iterator[None]:
 
 
 def model_costs(model: "MultiExitModel", *, form: Form = "inference") -> CostTable:
-    """MACs per image of every exit's body and head, and of the unmodified backbone.
+    """MACs per image of every exit's body and head, and of the chain's baseline.
 
     Args:
         form: what is counted: ``"inference"``, the segments a runner executes (BatchNorm folded,
@@ -70,6 +70,6 @@ def model_costs(model: "MultiExitModel", *, form: Form = "inference") -> CostTab
             state = segment.body(*flow)
             head.append(float(count_macs(segment.read, *state)))
             flow, _ = segment.read(*state)
-        full = count_macs(chain.whole, images)
+        full = count_macs(chain.baseline, images)
     meta = {"form": form, "image_size": list(chain.image_size)}
     return CostTable(unit="MACs", body=tuple(body), head=tuple(head), full=full, meta=meta)

@@ -11,7 +11,15 @@ from offramp.data.source import SPLITS, DataSource, Split, open_dataset
 from offramp.data.transforms import eval_transform
 
 # Importing a file registers its data sets.
-for _file in ("digits", "digits_grid", "imagefolder", "parquet", "torchvision_sets"):
+for _file in (
+    "count_blobs",
+    "crowd_counting",
+    "digits",
+    "digits_grid",
+    "imagefolder",
+    "parquet",
+    "torchvision_sets",
+):
     import_module(f"offramp.data.{_file}")
 
 

@@ -15,10 +15,10 @@ TEST_SHARE = 0.1  # cut from train where a data set has no test part of its own
 
 
 class Part(NamedTuple):
-    """An official part: its images and their labels (N,) int64."""
+    """An official part: its images and their labels (N,), class numbers or other numbers."""
 
     images: Images
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | NDArray[np.float32]
 
 
 def cut(request: Request, classes: list[str], parts: Mapping[str, Part]) -> DataSource:

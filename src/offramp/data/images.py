@@ -2,7 +2,8 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,6 +85,11 @@ class EncodedImages:
     def open(self, row: int) -> Image.Image:
         return _decode(io.BytesIO(self._bytes(row)), self.place(row))
 
+    def size(self, row: int) -> tuple[int, int]:
+        """Width and height, without decoding."""
+        with _opened(io.BytesIO(self._bytes(row)), self.place(row)) as image:
+            return image.size
+
     def digest(self, row: int) -> bytes | None:
         return hashlib.blake2b(self._bytes(row), digest_size=16).digest()
 
@@ -129,9 +135,15 @@ def read_image(path: Path | str) -> Image.Image:
 
 
 def _decode(file: Any, place: str) -> Image.Image:
+    with _opened(file, place) as image:
+        return image.convert("RGB")
+
+
+@contextmanager
+def _opened(file: Any, place: str) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as image:
-            return image.convert("RGB")
+            yield image
     # Pillow's decoders answer broken bytes with all of these.
     except (OSError, SyntaxError, ValueError, IndexError, Image.DecompressionBombError) as error:
         reason = "not an image Pillow knows" if "cannot identify" in str(error) else str(error)

@@ -19,7 +19,7 @@ from offramp.errors import OfframpError
 
 class Batch(NamedTuple):
     images: Tensor  # B, 3, H, W float32
-    labels: Tensor  # B int64
+    labels: Tensor  # B int64, or float32 where they are numbers
     ids: Tensor  # B int64
 
 
@@ -50,14 +50,18 @@ def batches(
     rank: int = 0,
     world: int = 1,
     drop_last: bool | None = None,
+    order: NDArray[np.int64] | None = None,
+    with_images: bool = True,
 ) -> Batches:
     """Batches of ``batch_size`` per process, in order, or shuffled and augmented for training.
 
     A sample's augmentation depends on (seed, epoch, id), the order on (seed, epoch): ``start``
     skips batches without making them, and any number of ``workers`` gives the same batches.
     Process ``rank`` of ``world`` takes its slice of every batch of ``batch_size * world``.
-    ``drop_last`` (default: when training) leaves out the last incomplete batch. Raises
-    `OfframpError` if not one batch is left then, and for images that cannot be read.
+    ``drop_last`` (default: when training) leaves out the last incomplete batch. ``order`` holds
+    positions in the split, possibly repeated, to be met instead. Without images, as where features
+    are cached, they are (B, 0) and nothing is decoded. Raises `OfframpError` if not one batch is
+    left then, and for images that cannot be read.
     """
     if batch_size < 1 or start < 0:
         raise OfframpError(
@@ -66,14 +70,16 @@ def batches(
     split = split.at_epoch(epoch) if train else split
     drop = train if drop_last is None else drop_last
     ids = split.ids.numpy()
-    order = (
-        shuffled(ids, seed=seed, epoch=epoch, stream="order") if train else np.arange(len(split))
-    )
+    if order is None:
+        plain = np.arange(len(split))
+        order = shuffled(ids, seed=seed, epoch=epoch, stream="order") if train else plain
     plan = _plan(split.name, order, batch_size=batch_size, world=world, rank=rank, drop_last=drop)
     transform = Transform(preprocessing, augment=augment, train=train)
-    if transform.batched:
+    if transform.batched and with_images:
         split.pixels()  # decoded once here, not in every worker
-    produce = _Producer(split, plan[start:], transform, seed=seed, epoch=epoch)
+    produce = _Producer(
+        split, plan[start:], transform, seed=seed, epoch=epoch, with_images=with_images
+    )
     left = len(produce)
     if not workers:
         return Batches((produce[index] for index in range(left)), left)
@@ -120,9 +126,10 @@ class _Producer(Dataset[Batch]):
         *,
         seed: int,
         epoch: int,
+        with_images: bool = True,
     ) -> None:
         self.split, self.plan, self.transform = split, plan, transform
-        self.seed, self.epoch = seed, epoch
+        self.seed, self.epoch, self.with_images = seed, epoch, with_images
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -131,6 +138,8 @@ class _Producer(Dataset[Batch]):
         positions = self.plan[index]
         at = torch.from_numpy(positions)
         ids = self.split.ids[at]
+        if not self.with_images:
+            return Batch(torch.empty(len(at), 0), self.split.labels[at], ids)
         keys = sample_keys(ids.numpy(), seed=self.seed, epoch=self.epoch, stream="augment")
         pixels = self.split.pixels() if self.transform.batched else None
         if pixels is not None:

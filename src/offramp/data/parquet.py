@@ -43,6 +43,13 @@ def open_parquet(
     come from the files' metadata, or are the labels themselves; ``num_classes`` widens those, for
     parts that do not show every class. Files named neither test* nor val*/dev* count as train.
     """
+    read = {part: _read(group, image, label) for part, group in parquet_parts(path).items()}
+    classes = _classes(list(read.values()), num_classes)
+    return cut(request, classes, {part: _numbered(r, classes) for part, r in read.items()})
+
+
+def parquet_parts(path: Path) -> dict[str, list[Path]]:
+    """The parquet files below ``path`` by official part; those of no known name are train's."""
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     if not files:
         raise OfframpError(f"{path}: no .parquet file here")
@@ -50,9 +57,24 @@ def open_parquet(
     for file in files:
         start = (key for key in PART_NAMES if file.name.startswith(key))
         grouped.setdefault(PART_NAMES[next(start, "train")], []).append(file)
-    read = {part: _read(group, image, label) for part, group in grouped.items()}
-    classes = _classes(list(read.values()), num_classes)
-    return cut(request, classes, {part: _numbered(r, classes) for part, r in read.items()})
+    return grouped
+
+
+def images_and(files: list[Path], column: str) -> tuple[EncodedImages, list[Any]]:
+    """The images of some files in one collection, and what ``column`` says of each."""
+    import pyarrow as pa
+
+    chunks: list[Any] = []
+    values: list[Any] = []
+    origins: list[tuple[Path, int]] = []
+    for file in files:
+        table = _table(file)
+        image_column = _column(file, table, None, IMAGE_COLUMNS, "image")
+        _column(file, table, column, (), column)
+        chunks += _image_bytes(file, table, image_column).chunks
+        values += table[column].to_pylist()
+        origins.append((file, table.num_rows))
+    return EncodedImages(pa.chunked_array(chunks, pa.large_binary()), origins), values
 
 
 class _Read(NamedTuple):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,14 +17,16 @@ from offramp.data.images import Images, Pixels
 from offramp.data.randomness import shuffled
 from offramp.data.registry import DATASETS
 from offramp.errors import OfframpError, suggest
+from offramp.tasks import Target
 
 SPLITS = ("train", "calibration", "validation", "test")
 
 
-class Split(Dataset[tuple[Image.Image, int, int]]):
+class Split(Dataset[tuple[Image.Image, float, int]]):
     """A part of a data set: item i is (RGB image, label, id).
 
-    ``labels`` and ``ids`` are int64 (N,); an id names one image of the source, whatever the split
+    ``labels`` (N,) are int64 class numbers, or float32 where the data set is one of numbers;
+    ``ids`` are int64 (N,); an id names one image of the source, whatever the split
     sizes. ``attributes`` are further facts per sample (N,). A split that ``varies`` shows other
     images every epoch: `at_epoch` gives that epoch's.
     """
@@ -34,14 +36,15 @@ class Split(Dataset[tuple[Image.Image, int, int]]):
         name: str,
         images: Images,
         rows: NDArray[np.int64],
-        labels: NDArray[np.int64],
+        labels: NDArray[np.int64] | NDArray[np.float32],
         ids: NDArray[np.int64],
         *,
         attributes: Mapping[str, Tensor] | None = None,
         epochs: "Callable[[int], Split] | None" = None,
     ) -> None:
         self.name, self.images, self.rows = name, images, rows
-        self.labels = torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64))
+        kind = np.float32 if np.issubdtype(np.asarray(labels).dtype, np.floating) else np.int64
+        self.labels = torch.from_numpy(np.ascontiguousarray(labels, dtype=kind))
         self.ids = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64))
         self.attributes = dict(attributes or {})
         self._epochs = epochs
@@ -51,9 +54,9 @@ class Split(Dataset[tuple[Image.Image, int, int]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, position: int) -> tuple[Image.Image, int, int]:
+    def __getitem__(self, position: int) -> tuple[Image.Image, float, int]:
         image = self.images.open(int(self.rows[position]))
-        return image, int(self.labels[position]), int(self.ids[position])
+        return image, self.labels[position].item(), int(self.ids[position])
 
     def __getstate__(self) -> dict[str, Any]:
         # What a loader's worker gets is one epoch's images; closures do not pickle.
@@ -103,22 +106,40 @@ class Split(Dataset[tuple[Image.Image, int, int]]):
 class DataSource:
     """A data set: its classes and its splits train, calibration, validation and test.
 
-    ``splits`` maps each name to a function that makes the split when it is first asked for.
+    ``splits`` maps each name to a function that makes the split when it is first asked for. With
+    ``task="regression"`` labels are numbers, and the one class is what they count; ``whole`` then
+    names the attribute that says which of them add up.
     """
 
     kind = "image"
     channels = 3
 
     def __init__(
-        self, name: str, classes: list[str], splits: Mapping[str, Callable[[], Split]]
+        self,
+        name: str,
+        classes: list[str],
+        splits: Mapping[str, Callable[[], Split]],
+        *,
+        task: Literal["classification", "regression"] = "classification",
+        whole: str | None = None,
     ) -> None:
-        self.name, self.classes = name, classes
+        self.name, self.classes, self.whole = name, classes, whole
+        self.task: Literal["classification", "regression"] = task
         self._makers = dict(splits)
         self._made: dict[str, Split] = {}
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def target(self) -> Target | None:
+        """Mean and spread of the training split's numbers; None where labels are classes."""
+        if self.task != "regression":
+            return None
+        labels = self.split("train").labels.double()
+        spread = labels.std(correction=0).item()
+        return Target(mean=labels.mean().item(), std=spread or 1.0)
 
     def split(self, name: str) -> Split:
         """The split, or `OfframpError` if there is none of that name or it is empty."""
@@ -134,7 +155,8 @@ class DataSource:
         return self._made[name]
 
     def __repr__(self) -> str:
-        return f"DataSource({self.name!r}, {len(self.classes)} classes)"
+        what = f"{self.num_classes} classes" if self.task == "classification" else self.task
+        return f"DataSource({self.name!r}, {what})"
 
 
 class Request:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from offramp.chains.tapped import Tap
 from offramp.errors import OfframpError, suggest
 from offramp.exits.exit import EXITS
 from offramp.registry import Registry
@@ -18,6 +19,13 @@ class ExitSpec(BaseModel):
     after: int = Field(description="block whose output the head reads, counted from 1")
     head: str = Field(description="registered exit")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the head")
+    tap: Tap = Field(default="block", description="what it reads there: block, attention or ffn")
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the usual tap unsaid: fingerprints of models without one stay what they were."""
+        values: dict[str, Any] = write(self)
+        return {k: v for k, v in values.items() if k != "tap" or v != "block"}
 
 
 Layout = Callable[[Sequence[int]], list[ExitSpec]]
@@ -118,7 +126,8 @@ def expand_layout(
     if name in LAYOUTS.names():
         return LAYOUTS.get(name)(at)
     if name in EXITS.names():
-        return [ExitSpec(after=after, head=name) for after in at]
+        options = EXITS.get(name).along(len(at))
+        return _placed(at, [(name, own) for own in options])
     raise OfframpError(suggest("exit", name, [*EXITS.names(), *LAYOUTS.names()]))
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from offramp.chains.state import Tokens
-from offramp.exits.exit import Outputs
+from offramp.exits.exit import Outputs, linear_layer
 from offramp.exits.lgvit import GAH, LPH, LGViTExit, convolve, with_classes
 
 
@@ -92,7 +92,7 @@ class PooledAnswer(nn.Module):
         if residual or self.class_tokens:
             parts += [m.weight / len(layers) for m in layers]
         shift = torch.stack([m.bias for m in layers]).mean(0) + mean @ bias
-        self.linear = _linear(torch.cat(parts, dim=1), shift)
+        self.linear = linear_layer(torch.cat(parts, dim=1), shift)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Outputs:
         """Trunk (B, n, hidden) and the tokens it came from → outputs."""
@@ -116,14 +116,14 @@ class NormedAnswer(nn.Module):
         assert head.norm is not None
         self.residual, self.class_tokens = residual, head.spec.class_tokens
         self.eps = head.norm.eps
-        self.last = _linear(weight, bias)
+        self.last = linear_layer(weight, bias)
         layers = [m for m in head.classifiers.heads if isinstance(m, nn.Linear)]
         mean = torch.stack([m.weight for m in layers]).mean(0)  # (C, D)
         parts = [mean * head.norm.weight]
         if self.class_tokens:
             parts += [m.weight / len(layers) for m in layers]
         shift = torch.stack([m.bias for m in layers]).mean(0) + mean @ head.norm.bias
-        self.linear = _linear(torch.cat(parts, dim=1), shift)
+        self.linear = linear_layer(torch.cat(parts, dim=1), shift)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Outputs:
         """Trunk (B, n, hidden) and the tokens it came from → outputs."""
@@ -134,12 +134,3 @@ class NormedAnswer(nn.Module):
         if self.class_tokens:
             pooled = torch.cat([pooled, tokens.classes.flatten(1)], dim=1)
         return Outputs(self.linear(pooled))
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A linear layer with these weights (out, in) and (out,)."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0]).to(weight)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-    return layer

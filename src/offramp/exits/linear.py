@@ -1,21 +1,11 @@
-"""The two plain heads: a linear classifier and an MLP on the class token (or mean patch)."""
-
-from typing import Literal
+"""The plain heads: a linear classifier, a pooler and an MLP on the class token or mean patch."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from offramp.chains.state import Tokens, TokenSpec
 from offramp.exits.exit import Classifiers, Exit, Outputs, init_head, register_exit
-
-Pool = Literal["auto", "class", "mean"]
-
-
-def pooled(tokens: Tokens, pool: Pool) -> Tensor:
-    """Class tokens (B, T, C), or the mean patch (B, 1, C) where asked or where there is none."""
-    if pool == "mean" or tokens.class_tokens == 0:
-        return tokens.patches.mean(dim=1, keepdim=True)
-    return tokens.classes
+from offramp.exits.reading import Pool, pooled, pooled_shape
 
 
 @register_exit("linear")
@@ -23,10 +13,14 @@ class LinearExit(Exit):
     """Norm, then one linear classifier per class token (the usual internal classifier).
 
     Args:
-        pool: ``class`` tokens, ``mean`` patch, or ``auto``: class tokens where there are any.
+        pool: ``class`` tokens, ``mean`` patch, ``auto``: class tokens where there are any, or
+            ``both``: each class token with the mean patch behind it.
         norm: LayerNorm of its own before the classifier; the backbone's final norm is not shared.
         pooler: BERT-style ``Linear(D, D)`` and tanh before the classifier (LGViT's ViT baseline).
+        dropout: probability before the classifier, in training.
     """
+
+    summary = True
 
     def __init__(
         self,
@@ -36,21 +30,48 @@ class LinearExit(Exit):
         pool: Pool = "auto",
         norm: bool = True,
         pooler: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(spec, num_classes)
+        vectors, width = pooled_shape("linear", spec, pool)
         self.pool = pool
-        self.norm = nn.LayerNorm(spec.width, eps=1e-6) if norm else nn.Identity()
-        self.pooler = nn.Linear(spec.width, spec.width) if pooler else None
-        self.classifiers = Classifiers(
-            spec.width, num_classes, spec.class_tokens if pool != "mean" else 1
-        )
+        self.norm = nn.LayerNorm(width, eps=1e-6) if norm else nn.Identity()
+        self.pooler = nn.Linear(width, spec.width) if pooler else None
+        self.dropout = nn.Dropout(dropout)
+        self.classifiers = Classifiers(spec.width if pooler else width, num_classes, vectors)
         init_head(self)
 
     def read(self, tokens: Tokens) -> Outputs:
         x = self.norm(pooled(tokens, self.pool))  # (B, T, C)
         if self.pooler is not None:
             x = torch.tanh(self.pooler(x))
-        return Outputs(self.classifiers(x))
+        return Outputs(self.classifiers(self.dropout(x)))
+
+
+@register_exit("pooler")
+class PoolerExit(LinearExit):
+    """BERT's pooler and a linear classifier: the head of DeeBERT and PABEE.
+
+    Xin et al., ACL 2020, and Zhou et al., NeurIPS 2020: ``Linear(D, D)`` and tanh on the class
+    token, dropout, ``Linear(D, C)``.
+
+    Args:
+        pool: as for `LinearExit`.
+        norm: LayerNorm first. BERT's blocks end in one and want ``False``; those of vision
+            transformers end in the bare residual stream.
+        dropout: probability before the classifier, in training.
+    """
+
+    def __init__(
+        self,
+        spec: TokenSpec,
+        num_classes: int,
+        *,
+        pool: Pool = "auto",
+        norm: bool = True,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(spec, num_classes, pool=pool, norm=norm, pooler=True, dropout=dropout)
 
 
 @register_exit("mlp")
@@ -63,6 +84,8 @@ class MLPExit(Exit):
         dropout: probability after the hidden layer, in training.
     """
 
+    summary = True
+
     def __init__(
         self,
         spec: TokenSpec,
@@ -73,17 +96,16 @@ class MLPExit(Exit):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(spec, num_classes)
+        vectors, width = pooled_shape("mlp", spec, pool)
         self.pool = pool
         hidden = max(1, round(spec.width * ratio))
         self.hidden = nn.Sequential(
-            nn.LayerNorm(spec.width, eps=1e-6),
-            nn.Linear(spec.width, hidden),
+            nn.LayerNorm(width, eps=1e-6),
+            nn.Linear(width, hidden),
             nn.GELU(),
             nn.Dropout(dropout),
         )
-        self.classifiers = Classifiers(
-            hidden, num_classes, spec.class_tokens if pool != "mean" else 1
-        )
+        self.classifiers = Classifiers(hidden, num_classes, vectors)
         init_head(self)
 
     def read(self, tokens: Tokens) -> Outputs:

@@ -71,6 +71,8 @@ def static_candidates(
 
 def of_run(run: RunFolder, split: str, *, progress: bool) -> Candidate:
     """A run's backbone without exits: as trained alone where that was done, else its last exit."""
+    if (task := run.model.config.task) != "classification":
+        raise OfframpError(f"{run.path}: a frontier compares accuracies, but its task is {task}")
     records = run.records(split, progress=progress)
     evaluation = run.evaluation() or {}
     current = (evaluation.get("fingerprint"), evaluation.get("split")) == (

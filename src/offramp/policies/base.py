@@ -1,14 +1,18 @@
 """What a policy is: a rule that decides, for every sample on its own, whether to stop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from offramp.errors import OfframpError
 from offramp.registry import Registry
+
+if TYPE_CHECKING:
+    from offramp.calibration.records import Records
+    from offramp.costs.table import CostTable
 
 Memory = tuple[Tensor, ...]
 Parameters = dict[str, Any]
@@ -30,10 +34,14 @@ class Policy(ABC):
     Attributes:
         name: name in the registry.
         needs: signals, besides the logits, that the exits must give.
+        tasks: kinds of answer it can judge; most read the probabilities of classes.
+        learns: whether `fit` learns from labels, on samples that may not choose thresholds too.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    learns: ClassVar[bool] = False
 
     @abstractmethod
     def start(
@@ -68,13 +76,38 @@ class Policy(ABC):
         """JSON-able arguments that build this policy again."""
 
     @classmethod
+    def fit(cls, records: "Records") -> Parameters:
+        """What the family must learn from records before it can run: arguments of the class."""
+        return {}
+
+    @classmethod
     @abstractmethod
-    def candidates(cls, num_exits: int) -> list[Self]:
-        """A spread of members of the family, from the quickest to one that never stops early."""
+    def candidates(cls, num_exits: int, **fitted: Any) -> list[Self]:
+        """A spread of members of the family, from the quickest to one that never stops early.
+
+        ``fitted`` is what `fit` gave.
+        """
+
+    @classmethod
+    def propose(
+        cls, records: "Records", costs: "CostTable", active: Sequence[int], **fitted: Any
+    ) -> list[Self]:
+        """Members worth trying on these records with these early exits on."""
+        return cls.candidates(records.num_exits, **fitted)
 
     def check(self, num_exits: int) -> None:
         """Raise `OfframpError` when this policy does not fit a model with ``num_exits`` exits."""
         return
+
+    @classmethod
+    def check_task(cls, task: str) -> None:
+        """Raise `OfframpError` when this family cannot judge the answers of a task."""
+        if task not in cls.tasks:
+            fitting = [name for name in POLICIES.names() if task in POLICIES.get(name).tasks]
+            raise OfframpError(
+                f"policy {cls.name!r} is for {' and '.join(cls.tasks)}, but the model is for "
+                f"{task} (use: {', '.join(fitting)})"
+            )
 
     def to_config(self) -> Parameters:
         """JSON-able description that `policy_from_config` reads."""

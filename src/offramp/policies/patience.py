@@ -3,12 +3,13 @@
 PABEE, Zhou et al., "BERT Loses Patience", NeurIPS 2020, arXiv 2006.04152.
 """
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from offramp.errors import OfframpError
+from offramp.policies.arguments import whole
 from offramp.policies.base import (
     ExitOutputs,
     Memory,
@@ -17,24 +18,29 @@ from offramp.policies.base import (
     register_policy,
 )
 
+COUNTING = ("agreements", "predictions")
+
 
 @register_policy("patience")
 class Patience(ScalarPolicy):
     """Stop when the predicted class has stayed the same for ``patience`` exits in a row (PABEE).
 
-    The first prediction counts as zero agreements, so at least ``patience + 1`` active exits run.
-    LGViT's released code stops after t identical predictions, one exit sooner: its t is our t - 1.
-
     Args:
-        patience: number of agreements t, at least 1.
+        patience: t, at least 1.
+        counting: what is counted to t. ``agreements`` with the exit before (PABEE; ZTW's
+            baseline, which waits for more than t equal predictions, is the same): the first
+            prediction counts as none, so at least t + 1 active exits run. ``predictions`` that
+            are equal (LGViT's released code): one exit sooner.
     """
 
-    def __init__(self, patience: int) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+    def __init__(self, patience: int, counting: str = "agreements") -> None:
+        self.patience = whole(self.name, "patience", patience)
+        if counting not in COUNTING:
             raise OfframpError(
-                f"policy 'patience': patience = {patience!r}, but it must be a whole number ≥ 1"
+                f"policy 'patience': counting = {counting!r}, but it must be one of "
+                f"{', '.join(COUNTING)}"
             )
-        self.patience = patience
+        self.counting = counting
 
     def start(
         self, batch: int, *, ids: Tensor | None = None, device: torch.device | None = None
@@ -48,14 +54,15 @@ class Patience(ScalarPolicy):
     def decide(self, k: int, reading: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         last, agreements = memory
         agreements = torch.where(reading == last, agreements + 1, 0)
-        return agreements >= self.patience, (reading, agreements)
+        needed = self.patience - (self.counting == "predictions")
+        return agreements >= needed, (reading, agreements)
 
     def column(self) -> str | None:
         return "prediction"
 
     def parameters(self) -> Parameters:
-        return {"patience": self.patience}
+        return {"patience": self.patience, "counting": self.counting}
 
     @classmethod
-    def candidates(cls, num_exits: int) -> list[Self]:
+    def candidates(cls, num_exits: int, **fitted: Any) -> list[Self]:
         return [cls(patience) for patience in range(1, max(2, num_exits))]

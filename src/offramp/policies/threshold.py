@@ -7,14 +7,13 @@ difference of the two likeliest classes.
 """
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from offramp.errors import OfframpError
+from offramp.policies.arguments import numbers
 from offramp.policies.base import (
     ExitOutputs,
     Memory,
@@ -22,31 +21,27 @@ from offramp.policies.base import (
     ScalarPolicy,
     register_policy,
 )
+from offramp.policies.thresholded import Thresholded
 
 
-class ThresholdPolicy(ScalarPolicy):
+class ThresholdPolicy(Thresholded, ScalarPolicy):
     """Stop when the exit's score exceeds its threshold.
+
+    A family defines `score`, or `read` where it reads something else than the softmax.
 
     Args:
         thresholds: (K,) one per exit, in units of the score; the last is ignored.
         temperatures: (K,) the softmax is taken over logits / temperature; 1 when omitted.
-
-    Attributes:
-        always: a threshold that every sample exceeds.
-        never: a threshold that no sample exceeds.
     """
-
-    always: ClassVar[float]
-    never: ClassVar[float]
 
     def __init__(
         self, thresholds: Sequence[float], temperatures: Sequence[float] | None = None
     ) -> None:
-        self.thresholds = _numbers(self.name, "thresholds", thresholds)
+        super().__init__(thresholds)
         self.temperatures = (
             (1.0,) * len(self.thresholds)
             if temperatures is None
-            else _numbers(self.name, "temperatures", temperatures)
+            else numbers(self.name, "temperatures", temperatures)
         )
         if len(self.temperatures) != len(self.thresholds):
             raise OfframpError(
@@ -56,14 +51,9 @@ class ThresholdPolicy(ScalarPolicy):
         if min(self.temperatures) <= 0:
             raise OfframpError(f"policy {self.name!r}: temperatures must be above 0")
 
-    @classmethod
-    def shared(cls, threshold: float, num_exits: int) -> Self:
-        """The same threshold at every exit, as the papers use it."""
-        return cls([threshold] * num_exits)
-
-    @abstractmethod
     def score(self, probabilities: Tensor) -> Tensor:
         """How sure an exit is: (B, C) probabilities to (B,), higher is surer."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither score nor read")
 
     def read(self, k: int, outputs: ExitOutputs) -> Tensor:
         logits = outputs.logits.float()
@@ -84,19 +74,6 @@ class ThresholdPolicy(ScalarPolicy):
 
     def parameters(self) -> Parameters:
         return {"thresholds": list(self.thresholds), "temperatures": list(self.temperatures)}
-
-    def check(self, num_exits: int) -> None:
-        if len(self.thresholds) != num_exits:
-            raise OfframpError(
-                f"policy {self.name!r} has {len(self.thresholds)} thresholds, "
-                f"but the model has {num_exits} exits"
-            )
-
-    @classmethod
-    def candidates(cls, num_exits: int) -> list[Self]:
-        low = max(cls.always, -math.log(1000))  # below -ln C no entropy score is found
-        inner = [low + (cls.never - low) * step / 20 for step in range(1, 20)]
-        return [cls.shared(value, num_exits) for value in (cls.always, *inner, cls.never)]
 
 
 @register_policy("confidence")
@@ -122,7 +99,22 @@ class Entropy(ThresholdPolicy):
     never = 0.0
 
     def score(self, probabilities: Tensor) -> Tensor:
-        return -torch.special.entr(probabilities).sum(dim=-1)
+        return negative_entropy(probabilities)
+
+
+@register_policy("normalised_entropy")
+class NormalisedEntropy(ThresholdPolicy):
+    """Stop when 1 - H / ln C exceeds the threshold: 0 for no idea, 1 for sure (EENet).
+
+    The entropy's order of samples, on a scale that does not depend on the number of classes; one
+    of the inputs of EENet's scores (WACV 2024).
+    """
+
+    always = -1.0
+    never = 1.0
+
+    def score(self, probabilities: Tensor) -> Tensor:
+        return 1 + negative_entropy(probabilities) / math.log(max(probabilities.shape[-1], 2))
 
 
 @register_policy("margin")
@@ -137,11 +129,6 @@ class Margin(ThresholdPolicy):
         return first - second
 
 
-def _numbers(name: str, key: str, values: Sequence[float]) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        raise OfframpError(f"policy {name!r}: {key} must be a list of numbers") from None
-    if not numbers or any(math.isnan(value) for value in numbers):
-        raise OfframpError(f"policy {name!r}: {key} must be numbers, one per exit")
-    return numbers
+def negative_entropy(probabilities: Tensor) -> Tensor:
+    """Minus the entropy in nats: (B, C) to (B,)."""
+    return -torch.special.entr(probabilities).sum(dim=-1)

@@ -50,7 +50,7 @@ def _diagram(axis: Any, found: Reliability, k: int, colours: Look) -> None:
 def plot_training(
     metrics: Sequence[dict[str, Any]], exit_names: Sequence[str], *, width: float = 5.6
 ) -> Figure:
-    """Validation accuracy of every exit by epoch, all stages in a row."""
+    """Validation accuracy, or MAE, of every exit by epoch, all stages in a row."""
     colours = look(len(exit_names))
     made, (axis,) = figure(width, 3.2)
     stages: dict[int, list[dict[str, Any]]] = {}
@@ -74,7 +74,9 @@ def plot_training(
         title = entries[0]["stage"].replace("_", " ")
         note(axis, title, (at, 1.0), offset=(0, 3), va="bottom", ha=side, **place, fontsize=9)
         begin = epochs[-1]
-    axis.set(xlabel="epoch", ylabel="validation accuracy, %", xlim=(0.5, begin + 0.5))
+    fewer = metrics[0].get("metric") == "mae"
+    label = "validation MAE" if fewer else "validation accuracy, %"
+    axis.set(xlabel="epoch", ylabel=label, xlim=(0.5, begin + 0.5))
     axis.grid(axis="y")
     axis.locator_params(axis="x", integer=True)
     return made

@@ -7,6 +7,7 @@ from offramp.costs.environment import describe_hardware, describe_versions
 from offramp.report.findings import Chosen, Findings, Spot
 from offramp.report.tables import percent, signed, spread, threshold, times
 from offramp.report.timing import NOT_MEASURED
+from offramp.tasks import Task
 
 FRONT_ROWS = 16
 Row = dict[str, Any]
@@ -23,17 +24,18 @@ def headline(findings: Findings) -> Row | None:
     spot = chosen.spot
     claim = f"{times(spot.time)} faster" if spot.time else f"{times(spot.macs)} fewer MACs"
     where = findings.timing.where if spot.time else f"time {NOT_MEASURED}"
-    change = f"{abs(said.drop):.2f} points {'lost' if said.drop >= 0 else 'gained'}"
+    task = findings.task
+    change = task.show_loss(said.drop) if task.fewer else _change(said.drop)
     return {
         "claim": f"{claim}, {change}",
         "where": where,
         "name": chosen.name,
         "kept": said.kept,
         "promise": str(said.promise),
-        "interval": f"95 % interval of the loss {signed(low)} … {signed(high)} points",
+        "interval": f"95 % interval of the loss {signed(low)} … {signed(high)} {task.unit}",
         "samples": f"{said.n} {said.split} samples",
-        "accuracy": percent(said.accuracy),
-        "full": percent(said.full_accuracy),
+        "accuracy": task.show(said.accuracy),
+        "full": task.show(said.full_accuracy),
         "layers": times(spot.layers),
         "macs": times(spot.macs),
         "time": times(spot.time),
@@ -50,21 +52,22 @@ def promises(findings: Findings) -> list[Row]:
     for chosen in findings.chosen:
         said = chosen.evaluation
         low, high = (signed(value) for value in said.drop_interval)
-        loss = f"{signed(said.drop)} points lost (95 % interval {low} … {high})"
+        lost = findings.task.show_loss(said.drop).replace("-", "−")
+        loss = f"{lost} (95 % interval {low} … {high})"
         rows.append({"name": chosen.name, "kept": said.kept, "promise": said.promise, "loss": loss})
     return rows
 
 
 def summary(findings: Findings) -> list[Row]:
     """Full model, plain backbone, points, and everything leaving at each exit."""
-    full = findings.full
-    rows = [_row(full, full, "full")]
+    full, task = findings.full, findings.task
+    rows = [_row(full, full, "full", task)]
     if findings.plain is not None:
         plain = Spot("plain backbone, trained alone", findings.plain, 1.0, 1.0, full.time)
-        rows.append(_row(plain, full, "plain"))
+        rows.append(_row(plain, full, "plain", task))
     for number, chosen in enumerate(findings.chosen):
-        rows.append(_row(chosen.spot, full, "chosen" if number == 0 else "point"))
-    rows += [_row(spot, full, f"exit exit-{k}") for k, spot in enumerate(findings.static)]
+        rows.append(_row(chosen.spot, full, "chosen" if number == 0 else "point", task))
+    rows += [_row(spot, full, f"exit exit-{k}", task) for k, spot in enumerate(findings.static)]
     return rows
 
 
@@ -80,9 +83,10 @@ def exits(findings: Findings, chosen: Chosen, found: list[Reliability]) -> list[
             "threshold": "always" if k == last else threshold(point, k),
             "temperature": _temperature(chosen, k),
             "share": percent(100 * said.exit_share[k], 1),
-            "leavers": percent(said.leaver_accuracy[k]),
-            "accuracy": percent(100 * findings.records.accuracy[k]),
-            "ece": percent(100 * found[k].ece, 1),
+            "leavers": findings.task.show(said.leaver_accuracy[k]),
+            "accuracy": findings.task.show(findings.task.value(findings.records.accuracy[k])),
+            "more": [findings.task.show(value) for value in findings.more[k].values()],
+            "ece": percent(100 * found[k].ece, 1) if found else None,
         }
         for k, name in enumerate(point.exit_names)
     ]
@@ -93,7 +97,8 @@ def front(findings: Findings) -> list[Row]:
     if not findings.fronts:
         return []
     pairs = zip(findings.fronts[0].settings, findings.fronts[0].spots, strict=True)
-    rows = [_row(spot, findings.full, "") | {"on": len(s.active)} for s, spot in pairs]
+    task = findings.task
+    rows = [_row(spot, findings.full, "", task) | {"on": len(s.active)} for s, spot in pairs]
     return spread(rows[::-1], FRONT_ROWS)
 
 
@@ -135,7 +140,7 @@ def environment(findings: Findings) -> dict[str, list[tuple[str, str]]]:
         ("backbone", model.config.backbone),
         ("blocks", f"{meta.blocks}, exits after {', '.join(map(str, meta.positions)) or '–'}"),
         ("heads", ", ".join(spec.head for spec in model.config.exits) or "–"),
-        ("image", f"{height} × {width} px, {model.config.num_classes} classes"),
+        ("image", f"{height} × {width} px, {_answers(findings)}"),
         ("parameters", f"{_millions(counts['backbone'])} + {_millions(counts['exits'])} in exits"),
         ("MACs", f"{findings.run.costs.full / 1e6:,.1f} M of the unmodified model"),
         ("data", f"{meta.dataset}, {meta.split} split, {len(findings.records)} samples"),
@@ -153,11 +158,10 @@ def commands(findings: Findings) -> list[str]:
     lines = [f"offramp train {name}/recipe.yaml"]
     for chosen in reversed(findings.chosen):
         promise = chosen.point.promise
-        flag = f"--{promise.kind.replace('_', '-')} {promise.value:g}"
         time = " --cost time" if chosen.point.costs.unit.startswith("ms") else ""
         policy = chosen.point.policy["name"]
         lines.append(
-            f"offramp calibrate {name} --policy {policy} {flag}{time} --name {chosen.name}"
+            f"offramp calibrate {name} --policy {policy} {promise.flags}{time} --name {chosen.name}"
         )
     lines.append(f"offramp eval {name} --split {findings.split}")
     for result in findings.timing.results:
@@ -167,11 +171,22 @@ def commands(findings: Findings) -> list[str]:
     return [*lines, f"offramp report {name}"]
 
 
-def _row(spot: Spot, full: Spot, kind: str) -> Row:
+def _change(drop: float) -> str:
+    return f"{abs(drop):.2f} points {'lost' if drop >= 0 else 'gained'}"
+
+
+def _answers(findings: Findings) -> str:
+    config = findings.run.model.config
+    if config.task == "regression":
+        return "one number"
+    return f"{config.num_classes} classes"
+
+
+def _row(spot: Spot, full: Spot, kind: str, task: Task) -> Row:
     return {
         "name": f"everything at {spot.name}" if kind.startswith("exit") else spot.name,
         "kind": kind,
-        "accuracy": percent(spot.accuracy),
+        "accuracy": task.show(spot.accuracy),
         "change": "" if spot is full else signed(spot.accuracy - full.accuracy),
         "layers": times(spot.layers),
         "macs": times(spot.macs),

@@ -20,11 +20,13 @@ from offramp.errors import OfframpError
 from offramp.policies.base import policy_from_config
 from offramp.report.timing import Timing, read_timing
 from offramp.runs import RunFolder
+from offramp.tasks import Task, figure_keys
 
 
 @dataclass(frozen=True)
 class Spot:
-    """One way to run the model: accuracy in percent and its three speed-ups, never mixed."""
+    """One way to run the model: accuracy in percent, or the MAE of a regression, and its three
+    speed-ups, never mixed."""
 
     name: str
     accuracy: float
@@ -66,6 +68,7 @@ class Findings:
         static: every early exit, if all samples left there.
         full: the model with every sample at its last exit.
         chosen: operating points, the newest first.
+        more: figures of every exit (K,) besides the task's metric, such as ``rmse``.
     """
 
     def __init__(self, run: RunFolder) -> None:
@@ -82,12 +85,20 @@ class Findings:
         )
         if evaluation.get("fingerprint") not in (None, self.records.meta.fingerprint):
             evaluation = {}  # of earlier weights
+        rows = evaluation.get("exits") or self.records.figures
+        keys = figure_keys(rows[0])[1:]
+        self.more: list[dict[str, float]] = [{key: row[key] for key in keys} for row in rows]
         plain = evaluation.get("plain")
-        self.plain: float | None = plain["accuracy"] if plain else None
-        full = 100 * self.records.accuracy[-1]
+        self.plain: float | None = plain[self.task.key] if plain else None
+        full = self.task.value(self.records.accuracy[-1])
         self.full = Spot("full model", full, 1.0, 1.0, 1.0 if self.timing.measured else None)
         self.static = self._static()
         self.chosen = [self._choose(name, point) for name, point in points.items()]
+
+    @property
+    def task(self) -> Task:
+        """What kind of answers these are."""
+        return self.records.task
 
     @property
     def headline(self) -> Chosen | None:
@@ -153,7 +164,7 @@ class Findings:
         table = self.timing.table
         return Spot(
             name=name,
-            accuracy=100 * found.accuracy,
+            accuracy=self.task.value(found.accuracy),
             layers=speedup_layers(self.records, found.exit_share),
             macs=1 / found.cost,
             time=table.speedup(found.exit_share, setting.active) if table else None,

@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from offramp.calibration import Records
 from offramp.errors import OfframpError
 from offramp.report.findings import Chosen, Findings
 
@@ -23,7 +24,14 @@ class Thumbnail:
     label: str
     prediction: str
     right: bool
-    confidence: float
+    confidence: float | None
+
+    @property
+    def note(self) -> str:
+        """How sure the exit was; beside a number, what it should be."""
+        if self.confidence is None:
+            return f"is {self.label}"
+        return f"{100 * self.confidence:.0f} % sure"
 
 
 @dataclass(frozen=True)
@@ -37,13 +45,14 @@ class Shelf:
 def shelves(findings: Findings, chosen: Chosen, *, count: int = 8) -> list[Shelf]:
     """The surest leavers of the first exit, and the least sure of those who go deepest.
 
-    Empty where the images are not on this machine.
+    An exit that answers with a number is the surer, the nearer the last exit is to it. Empty where
+    the images are not on this machine.
     """
     used = chosen.decisions.exit.unique().tolist()
     if findings.samples is None or len(used) < 2:
         return []
     first, last = used[0], used[-1]
-    confidence, names = findings.records.confidence, findings.exit_names
+    confidence, names = sureness(findings.records), findings.exit_names
     # what sent them on is what the last exit before said, not what the end says
     before = max((k for k in chosen.point.active if k < last), default=last)
     sure = _rows(chosen, first, -confidence[:, first], count)
@@ -59,6 +68,14 @@ def shelves(findings: Findings, chosen: Chosen, *, count: int = 8) -> list[Shelf
     return found if all(shelf.images for shelf in found) else []
 
 
+def sureness(records: Records) -> torch.Tensor:
+    """How sure every exit is of every sample (N, K): its confidence; for numbers minus the
+    distance from what the last exit says."""
+    if records.task.fewer:
+        return -(records.prediction - records.prediction[:, -1:]).abs()
+    return records.confidence
+
+
 def _rows(chosen: Chosen, k: int, order: torch.Tensor, count: int) -> list[int]:
     leavers = (chosen.decisions.exit == k).nonzero()[:, 0]
     rows: list[int] = leavers[order[leavers].argsort(stable=True)][:count].tolist()
@@ -67,25 +84,27 @@ def _rows(chosen: Chosen, k: int, order: torch.Tensor, count: int) -> list[int]:
 
 def _thumbnails(findings: Findings, chosen: Chosen, rows: list[int]) -> list[Thumbnail]:
     records, split = findings.records, findings.samples
-    classes = findings.run.model.labels or findings.run.data.classes
     made = []
     for row in rows:
         place = findings.positions.get(int(records.ids[row]))
         if split is None or place is None:
             continue
         image, label, _ = split[place]
-        said, k = int(chosen.decisions.prediction[row]), int(chosen.decisions.exit[row])
-        made.append(
-            Thumbnail(
-                source=_embedded(image),
-                pixelated=max(image.size) < SIDE,
-                label=classes[label],
-                prediction=classes[said],
-                right=said == label,
-                confidence=float(records.confidence[row, k]),
-            )
-        )
+        said, k = chosen.decisions.prediction[row].item(), int(chosen.decisions.exit[row])
+        source, pixelated = _embedded(image), max(image.size) < SIDE
+        made.append(Thumbnail(source, pixelated, *_words(findings, row, k, said, label)))
     return made
+
+
+def _words(
+    findings: Findings, row: int, k: int, said: float, label: float
+) -> tuple[str, str, bool, float | None]:
+    """Label, prediction, whether to call it right, and the confidence, where there is one."""
+    if findings.task.fewer:
+        return f"{label:g}", f"{said:.1f}", True, None
+    classes = findings.run.model.labels or findings.run.data.classes
+    sure = float(findings.records.confidence[row, k])
+    return classes[int(label)], classes[int(said)], said == label, sure
 
 
 def _embedded(image: Image.Image) -> str:

@@ -44,12 +44,12 @@ def _group(findings: Findings, chosen: Chosen, value: int, mine: torch.Tensor) -
     records, decisions = findings.records, chosen.decisions
     exits = decisions.exit[mine]
     blocks = torch.tensor(records.meta.blocks_run, dtype=torch.float64)[exits]
-    right = (decisions.prediction == records.labels)[mine].double()
+    worth = records.worth_of(decisions.prediction)[mine].double()
     share = torch.bincount(exits, minlength=records.num_exits).double() / len(exits)
     return Group(
         value=int(value),
         count=len(exits),
-        accuracy=100 * right.mean().item(),
+        accuracy=records.task.value(worth.mean().item()),
         mean_blocks=blocks.mean().item(),
         exit_share=share.tolist(),
     )
@@ -74,11 +74,12 @@ def plot_shares(findings: Findings, chosen: Chosen, *, width: float = 4.6) -> Fi
 
 
 def plot_accuracy(findings: Findings, chosen: Chosen, *, width: float = 4.6) -> Figure:
-    """Accuracy of those who leave at an exit, next to the exit's accuracy on everybody."""
+    """The metric of those who leave at an exit, next to the exit's on everybody."""
     names = findings.exit_names
     colours = look(len(names))
     made, (axis,) = figure(width, 0.9 + 0.29 * len(names))
-    everybody = [100 * value for value in findings.records.accuracy]
+    task = findings.task
+    everybody = [task.value(worth) for worth in findings.records.accuracy]
     for row, (all_, mine) in enumerate(
         zip(everybody, chosen.evaluation.leaver_accuracy, strict=True)
     ):
@@ -88,7 +89,7 @@ def plot_accuracy(findings: Findings, chosen: Chosen, *, width: float = 4.6) -> 
             axis.plot(mine, row, "o", ms=7.5, color=colours.exits[row], mew=0)
     axis.axvline(findings.full.accuracy, color=colours.muted, lw=0.8, ls=(0, (2, 3)), zorder=1)
     axis.set(yticks=range(len(names)), yticklabels=names)
-    axis.set_xlabel("accuracy, %: ● of those who leave here, ○ of everybody")
+    axis.set_xlabel(f"{task.axis}: ● of those who leave here, ○ of everybody")
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.spines["left"].set_visible(False)
     axis.grid(axis="x")

@@ -9,14 +9,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from offramp.anytime import ANYTIME
 from offramp.calibration import Reliability, reliability
 from offramp.files import write_atomic
 from offramp.report import diagrams, facts, gallery, leavers, tradeoff
+from offramp.report import uncertainty as trust
+from offramp.report.anytime import plot_anytime, read_anytime, sentences
 from offramp.report.findings import Findings
 from offramp.report.frontier import plot_frontier, read_frontier
 from offramp.report.style import css_variables, save_png, styled, to_svg
 from offramp.report.tables import threshold_name
 from offramp.runs import RunFolder
+from offramp.tasks import figure_name
+from offramp.uncertainty.evaluation import UNCERTAINTY, read_uncertainty
 from offramp.version import __version__
 
 Draw = Callable[[], Figure]
@@ -42,10 +47,16 @@ class Page:
         self.metrics = [m for m in findings.run.metrics() if "validation" in m]
         file = findings.run.path / "frontier.json"
         self.frontier = read_frontier(file, findings.records.meta.fingerprint)
+        file = findings.run.path / ANYTIME
+        self.anytime = read_anytime(file, findings.records.meta.fingerprint)
+        file = findings.run.path / UNCERTAINTY
+        self.trust = read_uncertainty(file, findings.records.meta.fingerprint)
 
     @cached_property
     def reliability(self) -> list[Reliability]:
         """Per exit; with the newest point's temperatures where it has some."""
+        if self.findings.task.fewer:
+            return []  # a number comes without a confidence that could be checked
         policy = self.chosen.point.policy if self.chosen else {}
         return reliability(self.findings.records, temperatures=policy.get("temperatures"))
 
@@ -61,11 +72,16 @@ class Page:
         """File name and drawing of every PNG."""
         found, chosen = self.findings, self.chosen
         yield "tradeoff", partial(tradeoff.plot_tradeoff, found)
-        yield "reliability", partial(diagrams.plot_reliabilities, self.reliability)
+        if self.reliability:
+            yield "reliability", partial(diagrams.plot_reliabilities, self.reliability)
         if self.metrics:
             yield "training", self._training
         if self.frontier:
             yield "frontier", partial(plot_frontier, self.frontier)
+        if self.anytime:
+            yield "anytime", partial(plot_anytime, self.anytime)
+        if self.trust:
+            yield "uncertainty", partial(trust.plot_selective, self.trust)
         if chosen is None:
             return
         yield "exits", partial(leavers.plot_shares, found, chosen)
@@ -95,6 +111,9 @@ class Page:
             "light": css_variables(exits, dark=False),
             "dark": css_variables(exits, dark=True),
             "meta": found.records.meta,
+            "task": found.task,
+            "metric": found.task.metric,
+            "more": [figure_name(key) for key in found.more[0]],
             "samples": len(found.records),
             "headline": facts.headline(found),
             "promises": facts.promises(found),
@@ -123,9 +142,31 @@ class Page:
             "frontier": self._svg("frontier", plot_frontier, self.frontier)
             if self.frontier
             else None,
+            "anytime": self._svg("anytime", plot_anytime, self.anytime) if self.anytime else None,
+            "budgets": sentences(self.anytime) if self.anytime else [],
+            "trust": self._trust(),
             "verdicts": self.frontier.verdicts() if self.frontier else [],
             "environment": facts.environment(found),
             "commands": facts.commands(found),
+        }
+
+    def _trust(self) -> dict[str, Any] | None:
+        """What `offramp eval --uncertainty` found, where it has looked."""
+        found = self.trust
+        if found is None:
+            return None
+        shown = found.points or {"full model": found.exits[-1]}
+        return {
+            "about": trust.about(found),
+            "sentences": trust.sentences(found),
+            "plot": self._svg("selective risk", trust.plot_selective, found),
+            "heads": trust.SCORES,
+            "rows": trust.scores_rows(found),
+            "set_heads": trust.SETS,
+            "sets": {n: trust.sets_rows(s, found.exit_names) for n, s in shown.items()},
+            "sets_from": f"{found.sets_samples} {found.sets_from} samples",
+            "outside": found.outside,
+            "foreign": trust.outside_rows(found) if found.outside else ([], []),
         }
 
     def _leavers(self) -> list[Markup]:

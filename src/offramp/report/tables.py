@@ -8,6 +8,7 @@ from rich.table import Table
 
 from offramp.calibration import Evaluation, OperatingPoint
 from offramp.report.timing import NOT_MEASURED, Timing, read_timing
+from offramp.tasks import Task, figure_keys, figure_name, task_named
 
 Json = Mapping[str, Any]
 SPEEDUPS = ("layers", "MACs", "time")
@@ -15,15 +16,22 @@ SPEEDUPS = ("layers", "MACs", "time")
 
 def exits_table(evaluation: Json) -> Table:
     """Every exit, if all samples left there: the content of ``evaluation.json`` as a table."""
-    found = _table(_about(evaluation), ["everything leaves at", "accuracy", "layers", "MACs"])
+    task, keys = task_of(evaluation), figure_keys(evaluation["exits"][0])
+    names = [figure_name(key) for key in keys]
+    found = _table(_about(evaluation), ["everything leaves at", *names, "layers", "MACs"])
     for row in evaluation["exits"]:
-        found.add_row(
-            row["name"], percent(row["accuracy"]), times(row["layers"]), times(row["macs"])
-        )
-    if evaluation.get("plain"):
+        shown = [task.show(row[key]) for key in keys]
+        found.add_row(row["name"], *shown, times(row["layers"]), times(row["macs"]))
+    if plain := evaluation.get("plain"):
         found.add_section()
-        found.add_row("plain backbone, trained alone", percent(evaluation["plain"]["accuracy"]))
+        shown = [task.show(plain.get(key)) for key in keys]
+        found.add_row("plain backbone, trained alone", *shown)
     return found
+
+
+def task_of(described: Json) -> Task:
+    """The task of an evaluation, or of a point, in their JSON form."""
+    return task_named(described.get("task") or "classification")
 
 
 def point_table(
@@ -37,7 +45,8 @@ def point_table(
     held_out = None if evaluation is None else Evaluation.model_validate(evaluation)
     share = held_out.exit_share if held_out else point.exit_share
     split = held_out.split if held_out else point.split
-    heads = ["exit", threshold_name(point), "samples leaving", "accuracy of those"]
+    task = task_named(point.task)
+    heads = ["exit", threshold_name(point), "samples leaving", f"{task.metric} of those"]
     found = _table(f"{name} on the {split} split", heads)
     for k, exit_name in enumerate(point.exit_names):
         last = k == len(point.exit_names) - 1
@@ -46,20 +55,21 @@ def point_table(
             exit_name,
             "always" if last else threshold(point, k) if on else "[dim]off[/]",
             percent(100 * share[k], 1) if on else "[dim]–[/]",
-            percent(held_out.leaver_accuracy[k] if held_out else None),
+            task.show(held_out.leaver_accuracy[k] if held_out else None),
         )
     return found
 
 
 def front_table(point: OperatingPoint, *, rows: int = 12) -> Table:
     """At most ``rows`` settings of a point's front, on its calibration split, dearest first."""
+    task = task_named(point.task)
     found = _table(
         f"Front of {point.policy['name']}, {point.n} {point.split} samples",
-        ["accuracy", "lost, points", "exits on", *SPEEDUPS],
+        [task.metric, f"lost, {task.unit}", "exits on", *SPEEDUPS],
     )
     for setting in spread(list(reversed(point.front)), rows):
         found.add_row(
-            percent(setting.accuracy),
+            task.show(setting.accuracy),
             f"{setting.drop:.2f}",
             str(len(setting.active)),
             times(setting.speedup_layers),
@@ -116,17 +126,18 @@ def summary_table(
     batches = timing.batches(name)
     sizes = [batch.batch_size for batch in batches]
     heads = [f"time, batch {size}" for size in sizes] or ["time"]
-    found = _table(_about(evaluation), ["", "accuracy", "layers", "MACs", *heads])
+    task = task_of(evaluation)
+    found = _table(_about(evaluation), ["", task.metric, "layers", "MACs", *heads])
     open_ = ["–"] * len(heads)
     if evaluation.get("plain"):
-        plain = percent(evaluation["plain"]["accuracy"])
+        plain = task.show(evaluation["plain"][task.key])
         found.add_row("plain backbone", plain, times(1), times(1), *_ones(sizes))
     full, first = evaluation["exits"][-1], evaluation["exits"][0]
     point = evaluation["points"][name]
-    found.add_row("full model", percent(full["accuracy"]), times(1), times(1), *_ones(sizes))
+    found.add_row("full model", task.show(full[task.key]), times(1), times(1), *_ones(sizes))
     found.add_row(
         f"point {name}",
-        percent(point["accuracy"]),
+        task.show(point["accuracy"]),
         times(point["speedup_layers"]),
         times(point["speedup_macs"]),
         *([times(batch.speedup_time) for batch in batches] or open_),
@@ -135,7 +146,7 @@ def summary_table(
     speed = {batch["batch_size"]: batch["speedup_time"] for batch in fastest or ()}
     found.add_row(
         f"fastest exit ({first['name']})",
-        percent(first["accuracy"]),
+        task.show(first[task.key]),
         times(first["layers"]),
         times(first["macs"]),
         *([times(speed.get(size)) for size in sizes] or open_),
@@ -148,13 +159,19 @@ def summary_table(
 def threshold_name(point: OperatingPoint) -> str:
     """What the thresholds of a point's policy are called, with their unit."""
     name = point.policy["name"]
-    return {"entropy": "entropy below, nats", "patience": "patience"}.get(name, f"{name} above")
+    known = {
+        "entropy": "entropy below, nats",
+        "patience": "patience",
+        "settled": "times in a row, moved less than",
+    }
+    return known.get(name, f"{name} above")
 
 
 def threshold(point: OperatingPoint, k: int) -> str:
     """Threshold of exit ``k`` as people read it; entropy is stored with its sign turned."""
     if point.thresholds is None:
-        return str(point.policy.get("patience", "–"))
+        shared = [point.policy[key] for key in ("patience", "tolerance") if key in point.policy]
+        return ", ".join(f"{value:.4g}" for value in shared) or "–"
     value = point.thresholds[k]
     return f"{-value if point.policy['name'] == 'entropy' else value:.4f}"
 

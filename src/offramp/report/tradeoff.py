@@ -42,7 +42,7 @@ def plot_tradeoff(findings: Findings) -> Figure:
     made, axes = figure(12, 4.7, 3, sharey=True, pad=0.1)
     for panel, axis in zip(panels(findings), axes, strict=True):
         draw_panel(axis, findings, panel, colours)
-    axes[0].set_ylabel(f"accuracy on the {findings.split} split, %")
+    axes[0].set_ylabel(f"{findings.task.axis}, {findings.split} split")
     for axis in axes[1:]:
         axis.tick_params(labelleft=False)
     handles, labels = _handles(findings, colours)
@@ -63,7 +63,7 @@ def plot_panel(findings: Findings, panel: Panel) -> Figure:
     """One panel alone, small enough for a phone."""
     made, (axis,) = figure(3.9, 3.7)
     draw_panel(axis, findings, panel, look(findings.records.num_exits))
-    axis.set_ylabel("accuracy, %")
+    axis.set_ylabel(findings.task.axis)
     return made
 
 
@@ -93,9 +93,10 @@ def draw_panel(axis: Any, findings: Findings, panel: Panel, colours: Look) -> No
 
 def legend_names(findings: Findings) -> list[tuple[str, str]]:
     """(mark, meaning) of everything drawn, in the order of the legend."""
-    names = [("full", f"full model, {findings.full.accuracy:.1f} %")]
+    show = findings.task.show
+    names = [("full", f"full model, {show(findings.full.accuracy)}")]
     if findings.plain is not None:
-        names.append(("plain", f"plain backbone, {findings.plain:.1f} %"))
+        names.append(("plain", f"plain backbone, {show(findings.plain)}"))
     if findings.static:
         names.append(("static", "all leave after block n"))
     for number, front in enumerate(findings.fronts):
@@ -174,7 +175,7 @@ def _scale(axis: Any, findings: Findings) -> None:
     xs += _beside(findings).values()
     ys = [spot.accuracy for spot in (findings.full, *spots)]
     ys += [] if findings.plain is None else [findings.plain]
-    room = max(max(ys) - min(ys), 1.0)
+    room = max(max(ys) - min(ys), 0.02 * max(ys) if findings.task.fewer else 1.0, 1e-6)
     low, high = min([0.92, *(0.94 * x for x in xs)]), max([1.3, *(1.09 * x for x in xs)])
     axis.set_ylim(min(ys) - 0.1 * room, max(ys) + 0.16 * room)
     axis.set_xscale("log")

@@ -110,7 +110,7 @@ class Contenders:
         self.runner = runner
         self.table: CostTable | None = None
         self.statics = statics
-        whole = model.chain.whole
+        whole = model.chain.baseline
         self.full: Callable[[Tensor], Any] = (
             whole  # eager torch: the very module people brought
             if engine == "torch" and options.precision is None
@@ -238,7 +238,7 @@ def _bench_size(
         ratio=ratio,
         ratio_quartiles=_quartiles(ratios),
         speedup_time=1 / ratio,
-        speedup_layers=len(model.chain) / float(said.blocks.double().mean()),
+        speedup_layers=model.chain.full_blocks / float(said.blocks.double().mean()),
         speedup_macs=macs,
         efficiency=1 / ratio / macs,
         segment_ms=[median(column) for column in zip(*pieces, strict=True)],

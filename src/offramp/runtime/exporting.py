@@ -9,6 +9,7 @@ import torch
 from offramp.errors import OfframpError
 from offramp.runtime.extras import require
 from offramp.runtime.onnx_attention import translations
+from offramp.runtime.openvino_resize import extensions
 from offramp.runtime.parts import Part
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def to_openvino(part: Part) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = ov.convert_model(trace(part))
+            model = ov.convert_model(trace(part), extension=extensions())
     except OfframpError:
         raise
     except Exception as error:

@@ -63,7 +63,11 @@ def latency_table(
 
     with_heads = build.prepare(parts(never, True))
     bare = build.prepare(parts(None, False))
-    whole = static_program(model.chain.whole, model.chain.image_size, engine, options=options)
+    modules = {id(m): m for m in (model.chain.whole, model.chain.baseline)}  # mostly one
+    wholes = [
+        static_program(module, model.chain.image_size, engine, options=options)
+        for module in modules.values()
+    ]
     tables = {}
     with hosting(with_heads):
         for size in sizes:
@@ -73,7 +77,7 @@ def latency_table(
                 Round(
                     per_segment(with_heads, (batch,)),
                     per_segment(bare, (batch,)),
-                    timed(whole, batch, device=batch.device)[0] / size,
+                    [timed(whole, batch, device=batch.device)[0] / size for whole in wholes],
                 )
                 for _ in range(warmup + repeats)
             ][warmup:]
@@ -82,11 +86,12 @@ def latency_table(
 
 
 class Round(NamedTuple):
-    """Milliseconds per image of each segment with and without its head, and of the backbone."""
+    """Milliseconds per image of each segment with and without its head, and of whole models."""
 
     segment: list[float]
     body: list[float]
-    full: float
+    whole: list[float]
+    """The backbone, and the baseline where that is another."""
 
 
 def per_segment(program: Program, flow: tuple[Tensor, ...]) -> list[float]:
@@ -115,14 +120,14 @@ def _table(
 ) -> CostTable:
     segment = _medians(r.segment for r in rounds)
     bare = _medians(r.body for r in rounds)
-    full = median(r.full for r in rounds)
-    body = [full * ms / sum(bare) for ms in bare]
+    wholes = _medians(r.whole for r in rounds)
+    body = [wholes[0] * ms / sum(bare) for ms in bare]
     head = [max(0.0, whole - alone) for whole, alone in zip(segment, body, strict=True)]
     return CostTable(
         unit="ms",
         body=tuple(body),
         head=(*head[:-1], 0.0),  # the backbone's own head is part of the last body
-        full=full,
+        full=wholes[-1],
         meta={
             "batch_size": size,
             "repeats": repeats,

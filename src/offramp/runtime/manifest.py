@@ -50,6 +50,7 @@ class Manifest(BaseModel):
     fingerprint: str
     channels: int
     preprocessing: Preprocessing
+    task: str = Field(default="classification", description="what an answer is")
     num_classes: int
     classes: list[str] | None = Field(description="names by index, where known")
     exit_names: list[str]

@@ -12,6 +12,7 @@ from offramp import vision_cure
 from offramp.chains.state import State
 from offramp.policies import Policy
 from offramp.segments import Segment
+from offramp.tasks import Target
 
 if TYPE_CHECKING:
     from offramp.model import MultiExitModel
@@ -55,24 +56,47 @@ class Part(nn.Module):
     example: tuple[Tensor, ...]
 
     def __init__(
-        self, segment: Segment, policy: Policy | None, *, bare: bool, last: bool, state_width: int
+        self,
+        segment: Segment,
+        policy: Policy | None,
+        *,
+        bare: bool,
+        last: bool,
+        state_width: int,
+        target: Target | None = None,
     ) -> None:
         super().__init__()
         self.segment, self.policy, self.bare, self.last = segment, policy, bare, last
-        self._state_width = state_width
+        self._state_width, self._target = state_width, target
 
     def forward(self, *flow: Tensor) -> tuple[Tensor, ...]:
         state, memory = flow[: self._state_width], flow[self._state_width :]
         if self.bare:
             return self.segment.body(*state)
         state, outputs = self.segment(*state)
+        if self._target is not None:  # from here on in the unit of the targets
+            outputs = outputs._replace(logits=self._target.restore(outputs.logits))
         if self.policy is None:
-            return (*state, *outputs)
+            return _distinct((*state, *outputs))
         k = self.segment.exit_index
         if self.last:
             return (self.policy.final_answer(k, outputs, memory),)
         stop, answer, memory, score = self.policy.scored_step(k, outputs, memory)
-        return (*state, *memory, answer, stop, score)
+        return _distinct((*state, *memory, answer, stop, score))
+
+
+def _distinct(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The same tensors, each of them another: a head may hand on the logits that it also answers,
+    but OpenVINO knows a result by its one name."""
+    found: list[Tensor] = []
+    for tensor in tensors:
+        found.append(tensor + 0 if any(tensor is other for other in found) else tensor)
+    return tuple(found)
+
+
+def fresh_memory(first: Part, batch: int) -> tuple[Tensor, ...]:
+    """What a first part takes behind ``batch`` images: its policy's memory, the same per sample."""
+    return tuple(x[:1].expand(batch, *x.shape[1:]).contiguous() for x in first.example[1:])
 
 
 def build_parts(
@@ -114,13 +138,16 @@ def build_parts(
         for segment in segments:
             last = segment is segments[-1]
             bare = not (heads or last)
-            part = Part(segment, policy, bare=bare, last=last, state_width=width).eval()
+            target = model.config.target
+            part = Part(
+                segment, policy, bare=bare, last=last, state_width=width, target=target
+            ).eval()
             part.example = (*flow, *memory)
             state, outputs = (segment.body(*flow), None) if bare else segment(*flow)
             memories = tuple(f"memory{i}" for i in range(len(memory)))
             inputs = (*names, *memories)
             flow, width = state, len(state)
-            names = _state_names(model, len(state))
+            names = _state_names(model, segment.stop - 1, len(state))
             decided: tuple[str, ...] = ("answer",) if last else DECISION
             said = () if outputs is None else outputs._fields
             says = said if policy is None else decided
@@ -130,8 +157,8 @@ def build_parts(
     return parts
 
 
-def _state_names(model: "MultiExitModel", width: int) -> tuple[str, ...]:
-    schema = model.chain.schema
+def _state_names(model: "MultiExitModel", step: int, width: int) -> tuple[str, ...]:
+    schema = model.chain.schema_after(step)
     own = (*schema.backbone, *schema.reducer)
     return (*own, *(f"carry{i}" for i in range(width - len(own))))
 

@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +14,7 @@ from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
 from offramp.policies import Policy
 from offramp.runtime.batching import BatchPlan, BatchTimes
+from offramp.runtime.deadline import Clock, Deadline, Forecast
 from offramp.runtime.engines import ENGINES, EngineOptions, Program
 from offramp.runtime.hosting import hosting
 from offramp.runtime.inputs import InputCheck
@@ -24,6 +27,7 @@ from offramp.runtime.timing import SIZES, measure_program
 if TYPE_CHECKING:
     from offramp.calibration.point import OperatingPoint
     from offramp.model import MultiExitModel
+    from offramp.uncertainty.conformal import Conformal
 
 
 class Runner:
@@ -37,6 +41,7 @@ class Runner:
         exit_names: names of all exits of the model.
         executed: per segment, how often and on how many samples it ran.
         engine, precision: what the answers were computed with.
+        clock: what deadlines go by, in seconds.
     """
 
     def __init__(
@@ -61,6 +66,8 @@ class Runner:
         self._streaming = Stages(program, keep=True)
         self._streaming.executed = self._stages.executed  # one account of what ran
         self.plan = plan
+        self.clock: Clock = perf_counter
+        self._forecast = Forecast()
 
     @property
     def executed(self) -> Executed:
@@ -74,18 +81,52 @@ class Runner:
     @plan.setter
     def plan(self, plan: BatchPlan | None) -> None:
         if plan is not None:
-            _check_plan(plan.times, self)
+            _check_times(plan.times, self, "plan was")
         self._stages.plan = self._streaming.plan = plan
 
+    @property
+    def conformal(self) -> "Conformal | None":
+        """What makes `Prediction.sets`; None: nothing. Samples that a deadline cut short are not
+        what it was calibrated on."""
+        return self.tables.conformal
+
+    @conformal.setter
+    def conformal(self, conformal: "Conformal | None") -> None:
+        if conformal is not None:
+            conformal.check(self.policy, self.active, self.engine, self.precision)
+            if conformal.randomized:
+                raise OfframpError(
+                    "randomized prediction sets need the samples' ids: use "
+                    "conformal.sets(answer.probs, answer.exit, ids)"
+                )
+        self.tables = replace(self.tables, conformal=conformal)
+
+    @property
+    def times(self) -> BatchTimes | None:
+        """What deadlines expect of the segments; None: measured on the first batch with one."""
+        return self._forecast.times
+
+    @times.setter
+    def times(self, times: BatchTimes | None) -> None:
+        if times is not None:
+            _check_times(times, self, "times were")
+        self._forecast.give(times)
+
     def measure(
-        self, images: Tensor, sizes: Sequence[int] = SIZES, *, rounds: int = 7
+        self,
+        images: Tensor,
+        sizes: Sequence[int] = SIZES,
+        *,
+        rounds: int = 7,
+        quantile: float = 0.5,
     ) -> BatchTimes:
-        """Time the segments at several batch sizes, for a `BatchPlan`.
+        """Time the segments at several batch sizes, for a `BatchPlan` or for deadlines.
 
         Args:
             images: real, preprocessed images (N, 3, H, W).
             sizes: samples per call; larger batches are judged by the largest.
             rounds: measured rounds.
+            quantile: of their times: the median for a plan, 0.95 and more rounds for `times`.
         """
         return measure_program(
             self.program,
@@ -94,6 +135,7 @@ class Runner:
             engine=self.engine,
             memory=self.memory,
             rounds=rounds,
+            quantile=quantile,
         )
 
     @property
@@ -107,31 +149,60 @@ class Runner:
             return ()
         return self.policy.start(batch, ids=ids, device=self.device)
 
-    def __call__(self, images: Tensor, *, ids: Tensor | None = None) -> Prediction:
+    def __call__(
+        self, images: Tensor, *, ids: Tensor | None = None, deadline_ms: float | None = None
+    ) -> Prediction:
         """Answer a batch of any size, also an empty one.
+
+        With a deadline samples stop as the policy says while there is time; the rest has the answer
+        of the newest exit that could be finished, and is marked in ``cut``. The first exit always
+        answers, also when it is late. What fits is judged by `times`: without them, the first call
+        with a deadline measures before its clock starts.
 
         Args:
             images: preprocessed images (B, 3, H, W).
             ids: sample numbers (B,) int64, for policies that draw at random.
+            deadline_ms: milliseconds from now for the whole batch.
 
         Raises:
-            OfframpError: for a wrong shape or type; for NaN or infinite values, naming samples.
+            OfframpError: for a wrong shape or type; for NaN or infinite values, naming samples; for
+                a deadline below 0.
         """
+        deadline = None if deadline_ms is None else Deadline(deadline_ms, self.clock)
+        if deadline is not None and deadline.finite and len(images):
+            self._forecast.prepare(deadline, self, images)
         with hosting(self.program):
             images = self._check(images)
             n = len(images)
             if n == 0:
-                return self._empty()
+                return self._empty(deadline)
             flow = Flow(None, (images, *self.memory(n, ids)))
             departures: list[Departure] = []
+            cut: Departure | None = None
             for stage in range(len(self._stages)):
-                rest, departure = self._stages.advance(stage, flow)
+                if deadline is not None and stage and not deadline.fits(stage, flow.samples):
+                    cut = self._stages.cut(stage - 1, flow)
+                    departures.append(cut)
+                    break
+                rest, departure = self._stages.advance(stage, flow, said=deadline is not None)
                 if departure is not None:
                     departures.append(departure)
                 if rest is None:
                     break
                 flow = rest
-            return self._assemble(departures, n)
+            answered = self._assemble(departures, n)
+            return answered if deadline is None else _marked(answered, cut)
+
+    def closing(self, batch: int, rounds: int) -> list[float]:
+        """Milliseconds from the end of the last segment to the answer, once per round."""
+        answer = torch.zeros(batch, self.num_classes, dtype=self.dtype, device=self.device)
+        departure, took = Departure(None, 0, answer), []
+        for _ in range(rounds):
+            with hosting(self.program):
+                begun = self.clock()
+                _marked(self._assemble([departure], batch), departure)
+            took.append(1e3 * (self.clock() - begun))
+        return took
 
     def stream(
         self, batches: Iterable[Tensor], *, batch_size: int = 64, max_waiting: int = 8192
@@ -167,10 +238,11 @@ class Runner:
             exits.index_fill_(0, rows, exit_index)
         return Prediction(logits, exits, self.tables)
 
-    def _empty(self) -> Prediction:
+    def _empty(self, deadline: Deadline | None) -> Prediction:
         logits = torch.empty(0, self.num_classes, dtype=self.dtype, device=self.device)
         exits = torch.empty(0, dtype=torch.int64, device=self.device)
-        return Prediction(logits, exits, self.tables)
+        answered = Prediction(logits, exits, self.tables)
+        return answered if deadline is None else _marked(answered, None)
 
 
 def compile_runner(
@@ -188,6 +260,7 @@ def compile_runner(
     options: EngineOptions | None = None,
     costs: CostTable | None = None,
     plan: BatchPlan | None = None,
+    times: BatchTimes | None = None,
 ) -> Runner:
     """Compile a model for an operating point, or for a policy and the exits it uses.
 
@@ -209,6 +282,8 @@ def compile_runner(
         costs: cost table in MACs, for `Prediction.cost`; the point's own when omitted.
         plan: batch sizes to run at and where compaction pays, made from `Runner.measure`; when
             omitted every size runs as it is and stopped samples are always dropped.
+        times: what deadlines expect of the segments, from `Runner.measure`; measured at the first
+            deadline when omitted. For pure anytime answers give a policy that never stops.
 
     Warns:
         UserWarning: for each library that changed since the point was calibrated.
@@ -236,6 +311,7 @@ def compile_runner(
         raise OfframpError("compile needs an operating point or a policy (or active=() for none)")
     if policy is not None:
         policy.check(model.num_exits)
+        policy.check_task(model.config.task)
     if point is not None:
         fingerprint, versions = model.fingerprint(), describe_versions()
         wanted = str(next(model.parameters()).dtype).removeprefix("torch.")
@@ -248,7 +324,7 @@ def compile_runner(
         raise OfframpError(
             f"costs are {costs.unit} of {costs.num_exits} exits; expected MACs of {model.num_exits}"
         )
-    return Runner(
+    runner = Runner(
         program,
         policy,
         check=InputCheck(
@@ -260,9 +336,19 @@ def compile_runner(
         engine=engine,
         plan=plan,
     )
+    runner.times = times
+    return runner
 
 
-def _check_plan(times: BatchTimes, runner: Runner) -> None:
+def _marked(answered: Prediction, cut: Departure | None) -> Prediction:
+    """A prediction that says who was cut; ``rows`` of None are everybody."""
+    mask = torch.full_like(answered.exit, cut is not None, dtype=torch.bool)
+    if cut is not None and cut.rows is not None:
+        mask = torch.zeros_like(mask).index_fill_(0, cut.rows, True)
+    return replace(answered, cut=mask)
+
+
+def _check_times(times: BatchTimes, runner: Runner, what_was: str) -> None:
     has = tuple(segment.exit_index for segment in runner.program.segments)
     for what, measured, found in (
         ("exits", times.exits, has),
@@ -271,7 +357,7 @@ def _check_plan(times: BatchTimes, runner: Runner) -> None:
     ):
         if measured != found:
             raise OfframpError(
-                f"the plan was measured for {what} {measured}, but this runner has {found}: "
+                f"the {what_was} measured for {what} {measured}, but this runner has {found}: "
                 "measure again with Runner.measure"
             )
 
@@ -283,6 +369,7 @@ def _tables(
         blocks=torch.tensor(model.blocks),
         macs=None if costs is None else torch.tensor(costs.leave_cost(active), dtype=torch.float64),
         temperatures=temperatures_of(policy),
+        task=model.config.task,
     )
 
 

@@ -18,13 +18,14 @@ class Flow(NamedTuple):
     """Samples under way: their places (n,) int64 (None: 0 … n−1), and what the next part takes.
 
     ``gone`` (n,) bool marks those that have been answered and ride along (None: nobody), ``riders``
-    is how many they are.
+    is how many they are. ``said`` (n, C) is what the exit before would answer, kept on request.
     """
 
     rows: Tensor | None
     tensors: Tensors
     gone: Tensor | None = None
     riders: int = 0
+    said: Tensor | None = None
 
     @property
     def samples(self) -> int:
@@ -79,8 +80,13 @@ class Stages:
     def __len__(self) -> int:
         return len(self.segments)
 
-    def advance(self, stage: int, flow: Flow) -> tuple[Flow | None, Departure | None]:
-        """Run segment ``stage``: those who go on (None: nobody), those who leave (None: nobody)."""
+    def advance(
+        self, stage: int, flow: Flow, *, said: bool = False
+    ) -> tuple[Flow | None, Departure | None]:
+        """Run segment ``stage``: those who go on (None: nobody), those who leave (None: nobody).
+
+        ``said`` keeps what the exit would answer for those who go on, so that `cut` can end here.
+        """
         layout = self.segments[stage].layout
         n, alive = flow.samples, flow.samples - flow.riders
         returned = self._run(stage, flow.tensors)
@@ -92,8 +98,9 @@ class Stages:
             stop = stop.bool() & ~flow.gone
             rank = stop.byte() + 2 * flow.gone
         leaving = int(stop.item() if n == 1 else stop.sum().item())  # the one wait
+        heard = answer if said else None
         if leaving == 0 and not flow.riders:
-            return Flow(flow.rows, self._own(tensors)), None
+            return Flow(flow.rows, self._own(tensors), said=heard), None
         if leaving == n:
             return None, Departure(flow.rows, layout.exit_index, answer)
         order = rank.argsort(stable=True)  # so without another wait
@@ -107,10 +114,18 @@ class Stages:
             return None, departure
         size = stay if self.plan is None or self._keep else self.plan.keep(stage, n, stay)
         if size == n:
-            return Flow(flow.rows, self._own(tensors), rank.bool(), n - stay), departure
+            return Flow(flow.rows, self._own(tensors), rank.bool(), n - stay, heard), departure
         kept = order[:size]
         gone = None if size == stay else torch.arange(size, device=kept.device) >= stay
-        return Flow(_rows(flow.rows, kept), take(tensors, kept), gone, size - stay), departure
+        heard = None if heard is None else heard.index_select(0, kept)
+        rows, tensors = _rows(flow.rows, kept), take(tensors, kept)
+        return Flow(rows, tensors, gone, size - stay, heard), departure
+
+    def cut(self, stage: int, flow: Flow) -> Departure:
+        """Everybody who went on after segment ``stage`` leaves with what its exit said."""
+        assert flow.said is not None
+        exit_index = self.segments[stage].layout.exit_index
+        return _last(flow, exit_index, flow.said, flow.samples - flow.riders)
 
     def _run(self, stage: int, tensors: Tensors) -> Tensors:
         call, n = self.segments[stage].call, len(tensors[0])
@@ -126,7 +141,7 @@ class Stages:
 
 
 def _last(flow: Flow, exit_index: int, answer: Tensor, alive: int) -> Departure:
-    """Everybody who is under way leaves at the last exit."""
+    """Everybody who is under way leaves."""
     if flow.gone is None:
         return Departure(flow.rows, exit_index, answer)
     left = flow.gone.byte().argsort(stable=True)[:alive]

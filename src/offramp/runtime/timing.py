@@ -2,9 +2,9 @@
 
 import random
 from collections.abc import Callable, Sequence
-from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,8 +32,9 @@ def measure_program(
     memory: Memory = lambda batch: (),
     rounds: int = 7,
     warmup: int = 2,
+    quantile: float = 0.5,
 ) -> BatchTimes:
-    """Median milliseconds of every segment, and of gathering its input, for each batch size.
+    """Milliseconds of every segment, and of gathering its input, for each batch size.
 
     All images go through the program once; those who come to a segment are what it is timed on,
     repeated where a batch needs more. In a round every size has its turn, in changing order.
@@ -45,10 +46,13 @@ def measure_program(
         engine: its name, for the table.
         memory: makes the policy's memory of a batch.
         rounds: measured rounds, after ``warmup`` others.
+        quantile: of the rounds' times; the median for plans, a high one for deadlines.
 
     Raises:
-        OfframpError: when there are no images or a batch size is below 1.
+        OfframpError: when there are no images, a batch size is below 1, or the quantile is none.
     """
+    if not 0 <= quantile <= 1:
+        raise OfframpError(f"quantile = {quantile:g}, but it must be between 0 and 1")
     sizes = sorted(set(sizes))
     if not len(images):
         raise OfframpError("measuring batch sizes needs at least one image")
@@ -61,8 +65,8 @@ def measure_program(
     segments = [
         SegmentTimes(
             exit_index=segment.exit_index,
-            ms={size: median(turn[size][k][0] for turn in turns) for size in sizes},
-            copy_ms={size: median(turn[size][k][1] for turn in turns) for size in sizes},
+            ms=_quantiles(turns, sizes, k, 0, quantile),
+            copy_ms=_quantiles(turns, sizes, k, 1, quantile),
             reach=reach[k],
         )
         for k, segment in enumerate(program.segments)
@@ -72,8 +76,27 @@ def measure_program(
         precision=program.precision,
         fixed=bool(program.sizes),
         segments=tuple(segments),
-        meta={"images": len(images), "rounds": rounds, "hardware": describe_hardware()},
+        meta={
+            "images": len(images),
+            "rounds": rounds,
+            "quantile": quantile,
+            "hardware": describe_hardware(),
+        },
     )
+
+
+def _quantiles(
+    turns: Sequence[dict[int, list[tuple[float, float]]]],
+    sizes: Sequence[int],
+    segment: int,
+    which: int,
+    quantile: float,
+) -> dict[int, float]:
+    """A quantile over rounds of one segment's times (``which`` 0) or copies (1), by size."""
+    return {
+        size: float(np.quantile([turn[size][segment][which] for turn in turns], quantile))
+        for size in sizes
+    }
 
 
 def arriving(

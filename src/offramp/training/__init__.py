@@ -1,7 +1,38 @@
 """The one training loop, and one file per recipe."""
 
+from importlib import import_module
+
 from offramp.training.recipe import RECIPES, Objective, Recipe, Stage, StageSettings, Step
-from offramp.training.recipes import finetune, frozen, joint, lgvit  # fills the registry
+
+# Importing a file registers its recipe.
+for _file in (
+    "assembled",
+    "berxit",
+    "boosted",
+    "branchynet",
+    "classifier_wise",
+    "copycat",
+    "curriculum",
+    "deebert",
+    "dynamicvit",
+    "end_to_end",
+    "evit",
+    "evo_vit",
+    "finetune",
+    "frozen",
+    "gradient_equilibrium",
+    "jei_dnn",
+    "joint",
+    "layer_wise",
+    "lgvit",
+    "mixed",
+    "msdnet",
+    "pabee",
+    "sdn",
+    "self_distillation",
+    "ztw",
+):
+    import_module(f"offramp.training.recipes.{_file}")
 
 __all__ = [
     "RECIPES",
@@ -10,8 +41,4 @@ __all__ = [
     "Stage",
     "StageSettings",
     "Step",
-    "finetune",
-    "frozen",
-    "joint",
-    "lgvit",
 ]

@@ -1,6 +1,7 @@
 """Training state on disk: safetensors and JSON, whole or absent, never a pickle."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -33,8 +34,10 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     average: nn.Module | None,
+    memory: Mapping[str, Tensor],
 ) -> None:
-    """Write weights, optimizer moments and averaged weights to ``checkpoint.safetensors``."""
+    """Write weights, optimizer moments, averaged weights and what the objective remembers to
+    ``checkpoint.safetensors``."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     if optimizer is not None:
         for key, state in optimizer.state_dict()["state"].items():
@@ -42,6 +45,7 @@ def save_checkpoint(
                 tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
     if average is not None:
         tensors |= {f"average/{name}": value for name, value in average.state_dict().items()}
+    tensors |= {f"memory/{name}": value for name, value in memory.items()}
     write_tensors(run / CHECKPOINT, tensors, {"position": json.dumps(asdict(position))})
 
 
@@ -60,13 +64,17 @@ def load_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     average: nn.Module | None,
+    memory: Mapping[str, Tensor],
 ) -> None:
     """Put a checkpoint's tensors back into place."""
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
+    groups: dict[str, dict[str, Tensor]]
+    groups = {"model": {}, "optimizer": {}, "average": {}, "memory": {}}
     for name, tensor in read_tensors(run / CHECKPOINT).items():
         group, _, rest = name.partition("/")
         groups[group][rest] = tensor
     model.load_state_dict(groups["model"])
+    for name, tensor in memory.items():
+        tensor.copy_(groups["memory"][name])
     if average is not None and groups["average"]:
         average.load_state_dict(groups["average"])
     if optimizer is not None and groups["optimizer"]:

@@ -33,6 +33,7 @@ class Context:
         accelerator: accelerate's handle on devices and precision.
         identity: the recipe as text; a checkpoint of another recipe is refused.
         before: seconds of training before this process resumed.
+        fixed: ids of parameters that no stage trains, because the model came with them frozen.
     """
 
     model: MultiExitModel
@@ -43,6 +44,11 @@ class Context:
     identity: str
     before: float = 0.0
     started: float = field(default_factory=time.monotonic)
+    fixed: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        given = self.model.parameters()
+        self.fixed = frozenset(id(p) for p in given if not p.requires_grad)
 
     @property
     def device(self) -> torch.device:

@@ -1,20 +1,20 @@
 """What a frozen backbone says about each image, kept on disk so that it is computed once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import OfframpError
 
 
 class FeatureCache:
-    """States of a frozen backbone by sample id, in memory-mapped float16 files of bounded size.
+    """Tensors by sample id, in memory-mapped float16 files of bounded size.
 
-    Samples beyond the limit are computed again each time they are met. The cache belongs to one
-    run of one process and starts empty: it is never read by another run.
+    The cache belongs to one run of one process and starts empty: it is never read by another run.
 
     Args:
         folder: where the files lie; they are removed by ``close``.
@@ -26,24 +26,34 @@ class FeatureCache:
             raise OfframpError(f"cache = {gigabytes} GB, but the limit must be above 0")
         self.folder, self.limit = folder, gigabytes * 1e9
         self.rows: dict[int, int] = {}
-        self.stores: list[np.memmap] = []
+        self.stores: list[NDArray[np.float16]] = []
         self.capacity = 0
 
-    def fetch(self, ids: Tensor, compute: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
-        """Tensors (B, …) for the samples ``ids`` (B,), from disk where all of them are there."""
-        keys = ids.tolist()
-        rows = [self.rows[key] for key in keys if key in self.rows]
-        if len(rows) == len(keys):
-            return [torch.from_numpy(np.asarray(store[rows], np.float32)) for store in self.stores]
-        tensors = list(compute())
+    def add(self, ids: Tensor, tensors: Sequence[Tensor]) -> bool:
+        """Keep tensors (B, …) of the samples ``ids`` (B,); False where not all of them fit."""
         if not self.stores:
             self._allocate(tensors)
-        for i, key in enumerate(keys):
-            if key not in self.rows and len(self.rows) < self.capacity:
-                row = self.rows[key] = len(self.rows)
-                for store, tensor in zip(self.stores, tensors, strict=True):
-                    store[row] = tensor[i].detach().to("cpu", torch.float16).numpy()
-        return [tensor.detach() for tensor in tensors]
+        fitting = ids.tolist()[: self.capacity - len(self.rows)]
+        first, last = len(self.rows), len(self.rows) + len(fitting)
+        for store, tensor in zip(self.stores, tensors, strict=True):
+            half = tensor[: len(fitting)].detach().to("cpu", torch.float16)
+            if not half.isfinite().all():
+                raise OfframpError(
+                    f"features reach {tensor.abs().max().item():.3g}, more than the cache's half "
+                    "precision holds: set cache_gb: null"
+                )
+            store[first:last] = half.numpy()
+        self.rows.update(zip(fitting, range(first, last), strict=True))
+        return len(fitting) == len(ids)
+
+    def holds(self, ids: Tensor) -> Tensor:
+        """Which of the samples ``ids`` (B,) are kept: bool (B,)."""
+        return torch.tensor([key in self.rows for key in ids.tolist()], dtype=torch.bool)
+
+    def fetch(self, ids: Tensor) -> list[Tensor]:
+        """Tensors (B, …) in float32 of samples that are kept."""
+        rows = [self.rows[key] for key in ids.tolist()]
+        return [torch.from_numpy(np.asarray(store[rows], np.float32)) for store in self.stores]
 
     def _allocate(self, tensors: Sequence[Tensor]) -> None:
         sample = sum(2 * tensor[0].numel() for tensor in tensors)
@@ -52,11 +62,16 @@ class FeatureCache:
         for i, tensor in enumerate(tensors):  # sparse files: only rows that are written take space
             shape = (max(self.capacity, 1), *tensor.shape[1:])
             path = self.folder / f"features-{i}.f16"
-            self.stores.append(np.memmap(path, dtype=np.float16, mode="w+", shape=shape))
+            empty = 0 in shape  # a backbone without class tokens; there are no empty memory maps
+            self.stores.append(
+                np.empty(shape, np.float16)
+                if empty
+                else np.memmap(path, dtype=np.float16, mode="w+", shape=shape)
+            )
 
-    def close(self) -> None:
-        """Forget everything and remove the files."""
-        paths = [Path(str(store.filename)) for store in self.stores]
+    def clear(self) -> None:
+        """Forget everything, remove the files."""
+        paths = [Path(str(s.filename)) for s in self.stores if isinstance(s, np.memmap)]
         self.stores.clear()
         self.rows.clear()
         for path in paths:

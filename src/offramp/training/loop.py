@@ -13,8 +13,9 @@ from offramp.training.checkpoint import (
 )
 from offramp.training.context import Context, LoopOptions
 from offramp.training.metrics import MetricsLog
-from offramp.training.recipe import Recipe
-from offramp.training.stage_run import StageRun, steps_per_epoch
+from offramp.training.recipe import RECIPES, Recipe
+from offramp.training.requirements import steps_per_epoch
+from offramp.training.stage_run import StageRun
 
 PLAIN = "plain-backbone.safetensors"
 Sums = dict[str, tuple[float, int]]
@@ -39,7 +40,8 @@ class Trainer:
         from accelerate.state import AcceleratorState
 
         vision_cure.ensure()
-        self.stages = recipe.stages()
+        _check_task(model, recipe, data)
+        self.stages = recipe.stages(model)
         # one process may train twice with different precision; the process group stays
         AcceleratorState._reset_state()
         accelerator = Accelerator(
@@ -98,5 +100,19 @@ class Trainer:
                     part.objective.close()
         finally:
             log.close()
-            context.model.requires_grad_(True)
+            for parameter in context.model.parameters():
+                parameter.requires_grad_(id(parameter) not in context.fixed)
         return context.model.eval()
+
+
+def _check_task(model: MultiExitModel, recipe: Recipe, data: DataSource) -> None:
+    """Raise `OfframpError` unless model, data and recipe are for the same kind of answer."""
+    task = model.config.task
+    if data.task != task:
+        raise OfframpError(f"{data.name} is data for {data.task}, but the model is for {task}")
+    if task not in recipe.tasks:
+        name = next((n for n in RECIPES.names() if RECIPES.get(n) is type(recipe)), "")
+        raise OfframpError(
+            f"recipe {name!r} teaches {' and '.join(recipe.tasks)}, but the model is for {task} "
+            "(use joint, frozen or finetune)"
+        )

@@ -1,7 +1,7 @@
 """A recipe file: the complete, validated description of a run."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,11 +17,14 @@ from pydantic import (
     model_validator,
 )
 
+from offramp.chains.tapped import Tap
 from offramp.creation import create
+from offramp.data import DataSource
 from offramp.errors import OfframpError
 from offramp.exits import ExitSpec
 from offramp.model import MultiExitModel
 from offramp.model_config import Preprocessing
+from offramp.reducers import ReducerSpec
 from offramp.training.recipe import RECIPES, Recipe
 
 
@@ -33,8 +36,20 @@ class ModelSection(BaseModel):
     backbone: str = Field(description="timm model name")
     backbone_args: dict[str, Any] = Field(default_factory=dict)
     image_size: int | tuple[int, int] | None = Field(default=None, description="pixels")
-    pretrained: bool | str = Field(default=False, description="true, or the path of local weights")
+    pretrained: bool | str = Field(
+        default=False,
+        description="true, or the path of local weights, or the folder of a finished run",
+    )
+    reducer: ReducerSpec | None = Field(default=None, description="what leaves tokens out")
     preprocessing: Preprocessing | None = None
+    task: Literal["classification", "regression"] | None = Field(
+        default=None, description="what the data set asks for when omitted"
+    )
+    smooth_l1: float = Field(
+        default=0.0,
+        ge=0,
+        description="regression: errors below so many standard deviations count squared; 0: L1",
+    )
 
 
 class ExitsSection(BaseModel):
@@ -45,6 +60,7 @@ class ExitsSection(BaseModel):
     layout: str = "lgvit"
     count: int | None = Field(default=None, description="exits, placed at equal MACs")
     at: list[int] | None = Field(default=None, description="1-based blocks")
+    tap: Tap = Field(default="block", description="what heads read: block, attention or ffn")
 
 
 class DataSection(BaseModel):
@@ -56,6 +72,7 @@ class DataSection(BaseModel):
     calibration: float = Field(default=0.06, gt=0, lt=1, description="share cut from train")
     validation: float = Field(default=0.04, gt=0, lt=1, description="share cut from train")
     limit: int | None = Field(default=None, gt=0, description="at most so many samples a split")
+    options: dict[str, Any] = Field(default_factory=dict, description="the data set's own")
 
 
 _SECTION, _LIST = "<layout>", "<list>"  # how pydantic names the two forms in its errors
@@ -99,8 +116,19 @@ class RunConfig(BaseModel):
         values["recipe"] = {"name": name, **values["recipe"]}
         return values
 
-    def build(self, classes: Sequence[str]) -> MultiExitModel:
-        """Build the untrained (or pretrained) model for these classes."""
+    def build(self, data: DataSource) -> MultiExitModel:
+        """Build the untrained (or pretrained) model for this data set."""
+        if self.model.task not in (None, data.task):
+            raise OfframpError(
+                f"model.task = {self.model.task}, but {data.name} is data for {data.task}"
+            )
+        target, classes = data.target, data.classes
+        if target is not None:
+            target = target.model_copy(update={"smooth": self.model.smooth_l1})
+        elif self.model.smooth_l1:
+            raise OfframpError(
+                f"model.smooth_l1 is for regression, but {data.name} is data for {data.task}"
+            )
         section = self.exits
         named = section if isinstance(section, ExitsSection) else None
         return create(
@@ -108,12 +136,16 @@ class RunConfig(BaseModel):
             exits=section if isinstance(section, list) else section.layout,
             count=named.count if named else None,
             at=named.at if named else None,
+            tap=named.tap if named else "block",
             num_classes=len(classes),
             pretrained=self.model.pretrained,
             image_size=self.model.image_size,
             backbone_args=self.model.backbone_args,
+            reducer=self.model.reducer,
             labels=list(classes),
             preprocessing=self.model.preprocessing,
+            task=data.task,
+            target=target,
         )
 
 

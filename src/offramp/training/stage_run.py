@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor, nn
+from torch import distributed as dist
 
-from offramp.data import Augment, Batch, Split, batches, mix
+from offramp.data import Batch, batches, mix
 from offramp.data.randomness import sample_keys, seed_globals
-from offramp.errors import OfframpError, suggest
+from offramp.errors import OfframpError
 from offramp.files import write_tensors
 from offramp.model import MultiExitModel
 from offramp.training.checkpoint import (
@@ -23,8 +25,11 @@ from offramp.training.checkpoint import (
 )
 from offramp.training.context import Context
 from offramp.training.metrics import MetricsLog
-from offramp.training.recipe import Stage, StageSettings, Step
-from offramp.training.validation import exit_accuracy
+from offramp.training.recipe import Course, Order, Stage, Step
+from offramp.training.requirements import steps_per_epoch
+from offramp.training.schedule import learning_rates, scale_rates
+from offramp.training.trained import modes
+from offramp.training.validation import exit_figures, validation_entry
 
 PLAIN = "plain-backbone.safetensors"
 Sums = dict[str, tuple[float, int]]
@@ -49,27 +54,27 @@ class StageRun:
             stage, self.train_split, context.accelerator.num_processes
         )
         self.total = self.steps_per_epoch * settings.epochs
-        for part, module in (("backbone", self.model.backbone), ("exits", self.model.exits)):
-            module.requires_grad_(part in stage.trains)
-        trained = nn.ModuleDict(
-            {
-                part: module
-                for part, module in (("backbone", self.model.backbone), ("exits", self.model.exits))
-                if part in stage.trains
-            }
-        )
+        trained = [p for p in stage.trains(self.model) if id(p) not in context.fixed]
+        self.model.requires_grad_(False)
+        self.model.zero_grad()  # what an earlier stage left would count in the norm that is clipped
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        self.modes = modes(self.model, trained)
         self.optimizer = create_optimizer_v2(
-            trained,
+            _parts(self.model),
             opt=settings.optimizer,
             lr=settings.lr,
             weight_decay=settings.weight_decay,
             layer_decay=settings.layer_decay,
         )
-        self.schedule = _schedule(self.optimizer, settings, self.steps_per_epoch)
+        for parameters, factor in stage.rates(self.model):
+            scale_rates(self.optimizer, parameters, factor)
+        self.schedule = learning_rates(self.optimizer, settings, self.steps_per_epoch)
         self.average = (
             ModelEmaV3(self.model, decay=settings.ema_decay) if settings.ema_decay else None
         )
         self.objective = stage.objective(self.model, context.run)
+        self.order: Order | None = None
         self.sums: Sums = {}
 
     def train(self, position: Position | None) -> None:
@@ -83,12 +88,13 @@ class StageRun:
                 self.model,
                 None if fresh else self.optimizer,
                 None if fresh or self.average is None else self.average.module,
+                {} if fresh else self._memory,
             )
             if fresh and self.average is not None:
                 self.average.set(self.model)
             done = position.step
             self.sums = {name: (total, count) for name, (total, count) in position.sums.items()}
-        self.prepare()
+        self.prepare(first=done == 0)
         self.saved = time.monotonic()
         with self._progress() as progress:
             task = progress.add_task(self.stage.name, total=self.total, completed=done, note="")
@@ -101,13 +107,45 @@ class StageRun:
                     if done % self.steps_per_epoch:
                         self._save_if_due(done)
                 self._report(epoch, done)
+                self._share()
+                if self.objective.finished:
+                    self.total = done
                 self._finish_epoch(done)
 
-    def prepare(self) -> None:
-        """Hand objective and optimizer to the accelerator; once, before the first step."""
-        self.wrapped, self.wrapped_optimizer = self.context.accelerator.prepare(
-            self.objective, self.optimizer
-        )
+    def prepare(self, *, first: bool = True) -> None:
+        """Hand objective and optimizer to the accelerator; once, before the first step.
+
+        Args:
+            first: the stage begins, rather than being resumed.
+        """
+        accelerator, stage = self.context.accelerator, self.stage
+        self.wrapped, self.wrapped_optimizer = accelerator.prepare(self.objective, self.optimizer)
+        self.model.eval()
+        with torch.no_grad(), accelerator.autocast():
+            self.objective.prepare(self._every_image())
+        if stage.order is not None:
+            self.order = stage.order(
+                Course(
+                    context=self.context,
+                    stage=stage.name,
+                    split=self.train_split,
+                    seed=self._seed,
+                    steps=self.steps_per_epoch,
+                    batch=stage.settings.batch_size * accelerator.num_processes,
+                    first=first,
+                )
+            )
+
+    def _every_image(self) -> Iterator[Batch]:
+        """Train and validation split in order, on the device; read only if asked for."""
+        for split in (self.train_split, self.context.data.split("validation")):
+            for batch in batches(
+                split,
+                batch_size=self.stage.settings.batch_size,
+                preprocessing=self.model.preprocessing,
+                workers=self.options.workers,
+            ):
+                yield batch._replace(images=batch.images.to(self.context.device))
 
     def _save_if_due(self, done: int) -> None:
         """Checkpoint within an epoch; when the run's minutes are over, stop there."""
@@ -134,7 +172,7 @@ class StageRun:
                 index=place,
             )
         device = self.context.device
-        step = Step(images.to(device), targets.to(device), batch.ids, done)
+        step = Step(images.to(device), targets.to(device), batch.ids, done, epoch)
         if self.schedule is not None:
             self.schedule.step_update(done)
         values = self._losses(step)
@@ -169,11 +207,8 @@ class StageRun:
 
     def _set_mode(self) -> None:
         """Train mode for what the stage trains; the rest keeps its BatchNorm statistics too."""
-        self.model.train()
-        if "backbone" not in self.stage.trains:
-            self.model.backbone.eval()
-        if "exits" not in self.stage.trains:
-            self.model.exits.eval()
+        for module, training in self.modes:
+            module.training = training
 
     @property
     def _seed(self) -> int:
@@ -196,19 +231,29 @@ class StageRun:
                 rank=accelerator.process_index,
                 world=accelerator.num_processes,
                 drop_last=True,
+                order=self._order(epoch),
+                with_images=self.objective.needs_images,
             )
         )
+
+    def _order(self, epoch: int) -> NDArray[np.int64] | None:
+        """Positions of an epoch's samples, where the stage has an order of its own."""
+        return None if self.order is None else self.order(epoch)
 
     def _report(self, epoch: int, done: int) -> None:
         """Evaluate every exit on the validation split and log the epoch."""
         if not self.context.accelerator.is_main_process:
             return
-        accuracy = exit_accuracy(
+        look = self.objective.needs_images or self.average is not None
+        figures = exit_figures(
             self._current(),
             self.context.data.split("validation"),
             device=self.context.device,
             precision=self.options.precision,
+            listener=self.objective.hear,
+            answers=None if look else self.objective.answers_to,
         )
+        more = self.objective.after_epoch(figures)
         entry: dict[str, Any] = {
             "stage": self.stage.name,
             "stage_index": self.index,
@@ -216,11 +261,22 @@ class StageRun:
             "step": done,
             "lr": self.optimizer.param_groups[0]["lr"],
             **{name: total / count for name, (total, count) in self.sums.items()},
-            "validation": dict(zip(self.model.exit_names, accuracy, strict=True)),
-            "validation_final": accuracy[-1],
+            **validation_entry(self.model, figures),
+            **more,
             "seconds": round(self.context.seconds, 1),
         }
         self.log.write(entry, at=done)
+
+    @property
+    def _memory(self) -> dict[str, Tensor]:
+        """What the objective remembers besides the model."""
+        return dict(self.objective.named_buffers(recurse=False))
+
+    def _share(self) -> None:
+        """Give every process what the objective changed in the main one."""
+        if self.context.accelerator.num_processes > 1:
+            for tensor in (*self._memory.values(), *self.model.exits.state_dict().values()):
+                dist.broadcast(tensor, src=0)
 
     def _current(self) -> MultiExitModel:
         return self.model if self.average is None else self.average.module
@@ -235,7 +291,8 @@ class StageRun:
             return
         if self.average is not None:
             self.model.load_state_dict(self.average.module.state_dict())
-        if "exits" not in self.stage.trains and self.context.accelerator.is_main_process:
+        plain = not any(p.requires_grad for p in self.model.exits.parameters())
+        if plain and self.context.accelerator.is_main_process:
             write_tensors(self.context.run / PLAIN, dict(self.model.backbone.state_dict()))
         self._write(Position(self.index + 1, 0, self.context.identity, self.context.seconds), None)
 
@@ -249,7 +306,8 @@ class StageRun:
         self.context.accelerator.wait_for_everyone()
         if self.context.accelerator.is_main_process:
             average = self.average.module if self.average is not None and optimizer else None
-            save_checkpoint(self.context.run, position, self.model, optimizer, average)
+            memory = self._memory if optimizer else {}
+            save_checkpoint(self.context.run, position, self.model, optimizer, average, memory)
 
     def _progress(self) -> Progress:
         return Progress(
@@ -263,54 +321,13 @@ class StageRun:
         )
 
 
-def steps_per_epoch(stage: Stage, split: Split, world: int) -> int:
-    """Optimizer steps in one epoch; raises `OfframpError` where the stage cannot run at all."""
-    from timm.optim import list_optimizers
-
-    settings = stage.settings
-    if stage.fixed_images:
-        _refuse_changing_images(stage, split)
-    if settings.optimizer not in list_optimizers():
-        raise OfframpError(
-            f"stage {stage.name}: {suggest('optimizer', settings.optimizer, list_optimizers())}"
-        )
-    if len(split) < settings.batch_size * world:
-        raise OfframpError(
-            f"stage {stage.name}: batch_size = {settings.batch_size} on {world} device(s), but "
-            f"the train split has {len(split)} samples"
-        )
-    return len(split) // (settings.batch_size * world)
-
-
-def _refuse_changing_images(stage: Stage, split: Split) -> None:
-    """Raise `OfframpError` if images differ from epoch to epoch (label smoothing may stay)."""
-    augment = stage.settings.augment
-    if augment != Augment(label_smoothing=augment.label_smoothing):
-        reason = f"recipe.{stage.name}.augment must be off"
-    elif split.varies:
-        reason = "this data set composes new images in every epoch"
-    else:
-        return
-    raise OfframpError(
-        f"stage {stage.name} keeps features of each image, but {reason} (or set cache_gb: null)"
+def _parts(model: MultiExitModel) -> nn.ModuleDict:
+    """Backbone and exits, as far as they are trained."""
+    parts = {"backbone": model.chain, "exits": model.exits}
+    return nn.ModuleDict(
+        {
+            name: part
+            for name, part in parts.items()
+            if any(parameter.requires_grad for parameter in part.parameters())
+        }
     )
-
-
-def _schedule(optimizer: Any, settings: StageSettings, steps_per_epoch: int) -> Any:
-    """timm's scheduler, stepped per update; its rate is a pure function of the step."""
-    from timm.scheduler import CosineLRScheduler, PolyLRScheduler
-
-    total = settings.epochs * steps_per_epoch
-    warmup = round(settings.warmup_epochs * steps_per_epoch)
-    if settings.sched == "constant" and not warmup:
-        return None
-    common: dict[str, Any] = {
-        "t_initial": max(total, 1),
-        "lr_min": settings.lr if settings.sched == "constant" else 0.0,
-        "warmup_t": warmup,
-        "warmup_lr_init": settings.lr * 1e-2,
-        "t_in_epochs": False,
-    }
-    if settings.sched == "linear":
-        return PolyLRScheduler(optimizer, power=1.0, **common)
-    return CosineLRScheduler(optimizer, **common)

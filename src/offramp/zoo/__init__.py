@@ -10,5 +10,5 @@ from offramp import vision_cure
 
 vision_cure.ensure()  # the files import timm
 # Importing a file registers its models.
-for _file in ("cct", "shuffle", "t2t", "vil"):
+for _file in ("cascade", "cct", "evo_levit", "shuffle", "t2t", "vil"):
     import_module(f"offramp.zoo.{_file}")

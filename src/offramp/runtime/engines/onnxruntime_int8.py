@@ -11,7 +11,7 @@ from torch import Tensor
 
 from offramp.errors import OfframpError
 from offramp.runtime.extras import require
-from offramp.runtime.parts import Part
+from offramp.runtime.parts import Part, fresh_memory
 
 BATCH = 16
 NEEDS_IMAGES = (
@@ -41,7 +41,7 @@ def quantise(files: Sequence[Path], parts: Sequence[Part], images: Tensor | None
     """
     quantization = require("onnxruntime.quantization", "onnxruntime", "int8 on ONNX Runtime")
     flows: list[tuple[Tensor, ...]] = [
-        (batch, *_memory(parts[0], len(batch)))
+        (batch, *fresh_memory(parts[0], len(batch)))
         for batch in check_images(images).float().split(BATCH)
     ]
     for file, part in zip(files, parts, strict=True):
@@ -78,11 +78,6 @@ class _Feeds:
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self._feeds, None)
-
-
-def _memory(part: Part, batch: int) -> tuple[Tensor, ...]:
-    """Fresh memory of the policy for a batch."""
-    return () if part.policy is None else part.policy.start(batch)
 
 
 @contextmanager

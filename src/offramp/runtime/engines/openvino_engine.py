@@ -192,9 +192,9 @@ def _buffer(port: Any, ov: Any) -> Tensor:
 
 
 def _port(ports: Sequence[Any], name: str, position: int) -> tuple[int, Any]:
-    """The output ``name``; one that is the same tensor as another may have kept only one name."""
+    """The output ``name``; outputs that are one and the same tensor have kept only one name."""
     named = [i for i, port in enumerate(ports) if name in port.get_names()]
-    found = named[0] if named else position
+    found = position if position in named or not named else named[0]
     return found, ports[found]
 
 

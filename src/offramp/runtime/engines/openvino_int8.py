@@ -11,7 +11,7 @@ from torch import Tensor
 
 from offramp.errors import OfframpError
 from offramp.runtime.extras import require
-from offramp.runtime.parts import Part
+from offramp.runtime.parts import Part, fresh_memory
 
 BATCH = 16
 NEEDS_IMAGES = (
@@ -33,7 +33,7 @@ def quantise(models: Sequence[Any], parts: Sequence[Part], images: Tensor | None
     if images is None or not len(images):
         raise OfframpError(NEEDS_IMAGES)
     nncf = require("nncf", "openvino", "int8 on OpenVINO")
-    flows = [(batch, *_memory(parts[0], len(batch))) for batch in images.float().split(BATCH)]
+    flows = [(batch, *fresh_memory(parts[0], len(batch))) for batch in images.float().split(BATCH)]
     quantised = []
     for model, part in zip(models, parts, strict=True):
         feeds = [[tensor.numpy() for tensor in flow] for flow in flows]
@@ -51,11 +51,6 @@ def quantise(models: Sequence[Any], parts: Sequence[Part], images: Tensor | None
             width = len(part.layout.flow)
             flows = [part(*flow)[:width] for flow in flows]
     return quantised
-
-
-def _memory(part: Part, batch: int) -> tuple[Tensor, ...]:
-    """Fresh memory of the policy for a batch."""
-    return () if part.policy is None else part.policy.start(batch)
 
 
 @contextlib.contextmanager

@@ -11,17 +11,17 @@ from offramp.training.recipe import (
     Stage,
     StageSettings,
     Step,
-    cross_entropy,
     register_recipe,
     settings,
 )
+from offramp.training.trained import backbone
 
 
 class FinalCrossEntropy(Objective):
-    """Cross-entropy of the backbone's own classifier."""
+    """The task's loss, cross-entropy for classes, of the backbone's own classifier."""
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        return {"loss": cross_entropy(self.model.chain(step.images), step.targets)}
+        return {"loss": self.task_loss(self.model.chain(step.images), step.targets)}
 
 
 def finetune_stage(options: StageSettings) -> Stage:
@@ -30,7 +30,7 @@ def finetune_stage(options: StageSettings) -> Stage:
     def objective(model: MultiExitModel, run: Path) -> Objective:
         return FinalCrossEntropy(model)
 
-    return Stage("finetune", options, objective, trains=frozenset(("backbone",)))
+    return Stage("finetune", options, objective, trains=backbone)
 
 
 @register_recipe("finetune")
@@ -39,5 +39,5 @@ class Finetune(Recipe):
 
     finetune: StageSettings = settings()
 
-    def stages(self) -> list[Stage]:
+    def stages(self, model: MultiExitModel) -> list[Stage]:
         return [finetune_stage(self.finetune)]

@@ -23,7 +23,6 @@ from offramp.training.recipe import (
     Stage,
     StageSettings,
     Step,
-    cross_entropy,
     prediction_distillation,
     register_recipe,
     settings,
@@ -31,6 +30,7 @@ from offramp.training.recipe import (
 from offramp.training.recipes.finetune import finetune_stage
 from offramp.training.recipes.frozen import FrozenObjective
 from offramp.training.recipes.joint import exit_weights
+from offramp.training.trained import exits
 
 Strategy = Literal["normal", "weighted", "alternating", "alternating_weighted"]
 
@@ -56,9 +56,9 @@ class EndToEnd(Objective):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         if self.alternating and step.number % 2 == 0:
-            return {"loss": cross_entropy(self.model.chain(step.images), step.targets)}
+            return {"loss": self.task_loss(self.model.chain(step.images), step.targets)}
         said = [outputs[0] for outputs in self.model(step.images)]
-        losses = [cross_entropy(logits, step.targets) for logits in said]
+        losses = [self.task_loss(logits, step.targets) for logits in said]
         final = losses[-1]
         if self.distil:
             losses = [
@@ -142,7 +142,7 @@ class SelfDistillation(FrozenObjective):
         said = [
             head.classify(f, t).logits for head, f, t in zip(heads, features, tokens, strict=True)
         ]
-        task = torch.stack([cross_entropy(z, step.targets) for z in said]).sum()
+        task = torch.stack([self.task_loss(z, step.targets) for z in said]).sum()
         prediction = torch.stack(
             [
                 prediction_distillation(
@@ -209,6 +209,8 @@ def _shape(spec: TokenSpec) -> tuple[int, tuple[int, int] | None]:
 class LGViT(Recipe):
     """LGViT: end-to-end training, then heads alone with self-distillation; optional plain stage."""
 
+    tasks = ("classification",)
+
     finetune: StageSettings = settings(epochs=0)
     end_to_end: StageSettings = settings(epochs=50)
     strategy: Strategy = Field(default="alternating_weighted", description="stage 1 losses")
@@ -218,7 +220,7 @@ class LGViT(Recipe):
     self_distillation: StageSettings = settings(epochs=50)
     distillation: Distillation = Field(default_factory=Distillation)
 
-    def stages(self) -> list[Stage]:
+    def stages(self, model: MultiExitModel) -> list[Stage]:
         def first(model: MultiExitModel, run: Path) -> Objective:
             return EndToEnd(model, self.strategy, self.distil, self.distillation.temperature)
 
@@ -228,5 +230,5 @@ class LGViT(Recipe):
         return [
             finetune_stage(self.finetune),
             Stage("end_to_end", self.end_to_end, first),
-            Stage("self_distillation", self.self_distillation, second, frozenset(("exits",))),
+            Stage("self_distillation", self.self_distillation, second, exits),
         ]

@@ -1,0 +1,89 @@
+"""What promises, thresholds and deadlines were measured to be worth, as parts of
+docs/early_exit.md."""
+
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def methods(found: Json) -> str:
+    """`offramp compare`'s table over all methods."""
+    from offramp.comparison import Comparison
+    from offramp.report.comparison import markdown
+
+    known = Comparison.model_validate({k: found[k] for k in Comparison.model_fields})
+    return (
+        "### Methods\n\n"
+        + markdown(known)
+        + "\nFile: `benchmarks/results/method_comparison.json`.\n"
+    )
+
+
+def risks(found: Json) -> str:
+    """How often each method broke its bound, and what it cost."""
+    lines = [
+        "### Are proofs kept?",
+        "",
+        f"{found['draws']} times {found['samples']:,} of {found['pool']:,} real records are drawn, "
+        f"risk ≤ {found['risk']:g} ({found['risk_kind']}) is proved with δ = {found['delta']:g} "
+        f"and judged on the samples not drawn; cost in {found['unit']}, over the best setting of "
+        "the same path in hindsight.",
+        "",
+        "| path, method | broken | mean risk | cost | over hindsight |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in found["results"].items():
+        lines.append(
+            f"| {name} | {100 * row['broken']:.1f} % | {100 * row['risk_mean']:.2f} % | "
+            f"{row['cost']:.3f} | {100 * row['over_hindsight']:+.1f} % |"
+        )
+    return "\n".join([*lines, "", "File: `benchmarks/results/risk_control.json`.", ""])
+
+
+def thresholds(found: Json) -> str:
+    """A threshold per exit against one for all, and how long a front takes."""
+    lines = [
+        "### A threshold per exit",
+        "",
+        f"Cost in {found['unit']}, as a share of the full model's, at equal loss on the test split "
+        f"({found['run']}, {found['engine']}, {found['precision']}):",
+        "",
+        "| points lost | coordinate ascent | dynamic programming | one shared threshold |",
+        "|---|---|---|---|",
+    ]
+    for drop, row in found["at_equal_drop"].items():
+        cells = ("–" if row[n] is None else f"{row[n]:.3f}" for n in SEARCHES)
+        lines.append(f"| {drop} | " + " | ".join(cells) + " |")
+    timing = found["timing"]
+    told = ", ".join(f"{n} {t['cpu_seconds']:.2f} s" for n, t in timing["policies"].items())
+    lines += [
+        "",
+        f"From records of {timing['samples']:,} samples, {timing['exits']} exits and "
+        f"{timing['classes']} classes to an operating point with its front, on one core: {told}.",
+        "",
+        "File: `benchmarks/results/threshold_search.json`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+SEARCHES = ("coordinate", "dynamic", "shared")
+
+
+def deadlines(found: Json) -> str:
+    """Budgets kept, and accuracy against the best exit that fits."""
+    lines = [
+        "### Are deadlines kept?",
+        "",
+        "| engine | requests | within budget | and one segment more | answered | best that fits |",
+        "|---|---|---|---|---|---|",
+    ]
+    for entry in found["entries"].values():
+        accuracy, more = entry["accuracy"], entry["one_segment_ms"]
+        lines.append(
+            f"| {entry['engine']}, {entry['precision']} | {entry['data']['requests']:,} | "
+            f"{100 * entry['within_budget']:.1f} % | "
+            f"{100 * entry['within_budget_and_segment']:.1f} % ({more:.2f} ms) | "
+            f"{accuracy['answered']:.2f} % | {accuracy['best']:.2f} % |"
+        )
+    return "\n".join([*lines, "", "File: `benchmarks/results/deadlines.json`.", ""])

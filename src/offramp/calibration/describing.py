@@ -1,0 +1,102 @@
+"""From a chosen setting to an operating point that says everything about itself."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from offramp.calibration.front import Setting, pareto, speedup_layers
+from offramp.calibration.point import FrontPoint, OperatingPoint, Probes, Promise
+from offramp.calibration.records import Records
+from offramp.calibration.targets import drop_error
+from offramp.costs.table import CostTable
+from offramp.policies.base import Policy, ScalarPolicy
+
+_PROBES = 256
+
+
+class Tables:
+    """The searched cost table and those that are reported beside it."""
+
+    def __init__(
+        self, records: Records, costs: CostTable, macs: CostTable | None, time: CostTable | None
+    ) -> None:
+        self.costs = costs
+        self.macs = macs or (costs if costs.unit == "MACs" else records.meta.costs)
+        self.time = time or (costs if costs.unit.startswith("ms") else None)
+
+    def describe(self, setting: Setting, records: Records) -> FrontPoint:
+        """A setting that was measured on ``records``, in the numbers people read."""
+        found, task = setting.measure, records.task
+        drop = records.accuracy[-1] - found.accuracy
+        share, active = found.exit_share, setting.active
+        return FrontPoint(
+            policy=setting.policy.to_config(),
+            active=active,
+            accuracy=task.value(found.accuracy),
+            drop=task.scale * drop,
+            drop_error=task.scale * drop_error(drop, found.differ, len(records)),
+            cost=found.cost * self.costs.full,
+            cost_share=found.cost,
+            speedup_layers=speedup_layers(records, share),
+            speedup_macs=self.macs.speedup(share, active) if self.macs else None,
+            speedup_time=self.time.speedup(share, active) if self.time else None,
+            exit_share=share,
+        )
+
+
+def make_point(
+    chosen: Setting,
+    settings: Sequence[Setting],
+    promise: Promise,
+    parts: Mapping[str, Records],
+    measured: Records,
+    whole: Records,
+    tables: Tables,
+    notes: Sequence[str] = (),
+) -> OperatingPoint:
+    """The operating point of a setting.
+
+    Args:
+        settings: among which it was chosen.
+        parts: disjoint parts of the records, by what each was for.
+        measured: the part that all settings were measured on.
+        whole: all records it was calibrated on.
+    """
+    meta = whole.meta
+    return OperatingPoint(
+        **dict(tables.describe(chosen, measured)),
+        promise=promise,
+        task=meta.task,
+        full_accuracy=whole.task.value(measured.accuracy[-1]),
+        n=len(measured),
+        samples={name: len(part) for name, part in parts.items()},
+        dataset=meta.dataset,
+        split=meta.split,
+        exit_names=meta.exit_names,
+        positions=meta.positions,
+        blocks=meta.blocks,
+        fingerprint=meta.fingerprint,
+        records=whole.digest,
+        engine=meta.engine,
+        precision=meta.precision,
+        versions=meta.versions,
+        num_threads=meta.num_threads,
+        costs=tables.costs,
+        macs=tables.macs,
+        time=tables.time,
+        probes=_probes(whole, chosen.policy),
+        notes=list(notes),
+        front=[tables.describe(setting, measured) for setting in pareto(settings)],
+    )
+
+
+def _probes(records: Records, policy: Policy) -> Probes:
+    """Readings of samples spread evenly over the records."""
+    if not isinstance(policy, ScalarPolicy):
+        return Probes()
+    rows = torch.linspace(0, len(records) - 1, min(_PROBES, len(records))).long()
+    scores = records.readings(policy)[rows].double()
+    return Probes(
+        ids=records.ids[rows].tolist(),
+        scores=[[round(value, 7) for value in row] for row in scores.tolist()],
+    )

@@ -1,0 +1,153 @@
+"""JEI-DNN's second stage: gates and heads in turn, each given what the other has learned."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from offramp.errors import OfframpError
+from offramp.model import MultiExitModel
+from offramp.policies.jei_dnn import exit_mass
+from offramp.training.features import Features
+from offramp.training.gating import (
+    Balance,
+    Coupling,
+    Criterion,
+    Targets,
+    best_exit,
+    class_balance,
+    coupled_loss,
+    exit_values,
+    gate_loss,
+    gate_targets,
+)
+from offramp.training.kept_features import HeadsOnKeptFeatures, KeptFeatures
+from offramp.training.recipe import Step
+from offramp.training.validation import Figures
+
+
+class Turns(BaseModel):
+    """How gates and heads are trained in turn; the card of released discrepancies names each."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    every: int = Field(default=200, gt=0, description="steps of gates, then so many of heads …")
+    counting: Literal["global", "per_epoch"] = Field(
+        default="global",
+        description="steps count through the stage; released: per_epoch, so that an epoch of fewer "
+        "trains the gates alone",
+    )
+    criterion: Criterion = Field(
+        default="loss", description="what an exit is judged by besides its cost"
+    )
+    targets: Targets = Field(default="subsequent", description="what gates behind the best say")
+    balance: Balance = Field(
+        default="cumulative", description="weight of the ones among a gate's targets; or exact"
+    )
+    coupling: Coupling = Field(
+        default="detached", description="as_released, the gates' weights cancel in the heads' loss"
+    )
+
+
+class Mixture(NamedTuple):
+    """The gates' decisions on the validation split: accuracy in percent, mean cost over c_L."""
+
+    accuracy: float
+    cost: float
+
+
+class GatesAndHeads(HeadsOnKeptFeatures):
+    """For ``every`` steps the gates learn which exit is best, then the heads what leaves there.
+
+    Args:
+        costs: (L,) of leaving at each exit, over that of the last.
+        tradeoff: λ, the price of cost in units of the criterion.
+        done: called with what the gates achieve on the validation split at the stage's last epoch.
+        epochs: of the stage.
+    """
+
+    positive: Tensor  # (L-1,) weight of the ones
+    counts: Tensor  # (L,) validation samples by their best exit
+    begun: Tensor  # () steps before this epoch
+    passed: Tensor  # () epochs
+
+    def __init__(
+        self,
+        model: MultiExitModel,
+        features: KeptFeatures,
+        *,
+        last: bool,
+        turns: Turns,
+        costs: Sequence[float],
+        tradeoff: float,
+        epochs: int,
+        done: Callable[[MultiExitModel, Mixture], None],
+    ) -> None:
+        super().__init__(model, features, last=last)
+        for k, head in enumerate(model.heads):
+            if "gate" not in head.says._fields:
+                raise OfframpError(
+                    f"recipe jei_dnn trains gates, but exits[{k}] has none (use layout jei_dnn, or "
+                    "the option gate: true on every head)"
+                )
+        self.turns, self.tradeoff, self.epochs, self.done = turns, tradeoff, epochs, done
+        self.steps, early = 0, len(model.exits)
+        self.heard: list[tuple[float, float, int]] = []
+        self.costs = torch.tensor(list(costs))
+        # Direct buffers are part of a checkpoint.
+        self.register_buffer("positive", torch.ones(early))
+        self.register_buffer("counts", torch.zeros(early + 1))
+        self.register_buffer("begun", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("passed", torch.zeros((), dtype=torch.int64))
+
+    def gating(self, step: Step) -> bool:
+        """Whether it is the gates' turn; every stage, or epoch, begins with it."""
+        before = int(self.begun) if self.turns.counting == "per_epoch" else 0
+        return (step.number - before) // self.turns.every % 2 == 0
+
+    def losses(self, features: Features, step: Step) -> dict[str, Tensor]:
+        self.steps = step.number + 1
+        said: list[Any] = self.answers(features)
+        gates = torch.stack([outputs.gate for outputs in said], dim=1)
+        if self.gating(step):
+            logits = [*(outputs.logits for outputs in said), features.final]
+            best = self.best(logits, step.targets)
+            targets, asked = gate_targets(best, len(said), self.turns.targets)
+            loss = gate_loss(gates, targets, self.positive.to(gates.device), asked)
+            return {"loss": loss, "gates": loss}
+        losses = [self.model.task.losses(outputs.logits, step.targets) for outputs in said]
+        mass = exit_mass(gates.detach().float().sigmoid()).early
+        loss = coupled_loss(mass, torch.stack(losses, dim=1), self.turns.coupling)
+        return {"loss": loss, "heads": loss}
+
+    @torch.no_grad()
+    def best(self, logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """l* (B,) of what every exit says, (B, C) each."""
+        losses = torch.stack([self.model.task.losses(z, targets) for z in logits], dim=1)
+        values = exit_values(losses, torch.stack(list(logits), 1), targets, self.turns.criterion)
+        return best_exit(values, self.costs.to(values.device), self.tradeoff)
+
+    def hear(self, said: Sequence[Any], targets: Tensor) -> None:
+        best = self.best([outputs.logits.float() for outputs in said], targets)
+        self.counts += best.bincount(minlength=len(said)).to(self.counts)
+        gates = torch.stack([outputs.gate for outputs in said[:-1]], dim=1).float().sigmoid()
+        fires = torch.nn.functional.pad(exit_mass(gates).hazard >= 0.5, (0, 1), value=True)
+        exits = fires.int().argmax(dim=1)  # the first that fires
+        predictions = torch.stack([outputs.logits.argmax(dim=-1) for outputs in said], dim=1)
+        right = predictions.gather(1, exits[:, None])[:, 0] == targets
+        paid = self.costs.to(exits.device)[exits]
+        self.heard.append((float(right.sum()), float(paid.sum()), len(targets)))
+
+    def after_epoch(self, figures: Sequence[Figures]) -> dict[str, float]:
+        self.positive.copy_(class_balance(self.counts, self.turns.balance))
+        right, paid, count = (sum(column) for column in zip(*self.heard, strict=True))
+        found = Mixture(100 * right / count, paid / count)
+        self.heard.clear()
+        self.counts.zero_()
+        self.begun.fill_(self.steps)
+        self.passed += 1
+        if int(self.passed) == self.epochs:
+            self.done(self.model, found)
+        return {"mixture": round(found.accuracy, 3), "mixture_cost": round(found.cost, 4)}
