@@ -6,12 +6,15 @@ READY := $(VENV)/.ready
 # Where development data lies (CIFAR-100 and others); tests and demo never need it.
 export OFFRAMP_DATA ?= data
 
-.PHONY: demo test test-all lint format bench docs clean
+.PHONY: demo test test-all coverage lint format bench docs clean
 
 demo: $(READY)  ## the whole road on embedded data: train, calibrate, measure, report
 	$(BIN)/offramp demo
 
 test: $(READY)  ## the suite, at most ten minutes on two cores
+	$(BIN)/pytest -n 2 --durations=40
+
+coverage: $(READY)  ## the suite with line coverage, half as long again
 	$(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-all: $(READY)  ## with the slow matrices
