@@ -104,6 +104,10 @@ def _share_memory(ort: Any) -> None:
         ort.create_and_register_allocator(info, None)
 
 
+NOTHING = torch.zeros(1)
+"""Where tensors without elements are said to lie."""
+
+
 class OnnxRuntimeCall:
     """One session: torch tensors in and out, without copies.
 
@@ -144,8 +148,9 @@ class OnnxRuntimeCall:
 
 
 def _bind(bind: Any, name: str, tensor: Tensor) -> int:
-    pointer = tensor.data_ptr()
-    bind(name, "cpu", 0, TYPES[tensor.dtype], tuple(tensor.shape), pointer)
+    pointer = tensor.data_ptr()  # 0 where there is nothing, which ONNX Runtime takes for a mistake
+    place = pointer or NOTHING.data_ptr()
+    bind(name, "cpu", 0, TYPES[tensor.dtype], tuple(tensor.shape), place)
     return pointer
 
 
