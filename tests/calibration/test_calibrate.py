@@ -43,7 +43,8 @@ def test_promises_hold_where_they_were_made(policy: str, target: dict[str, float
     else:
         assert point.cost_share <= 0.7 + 1e-9
     assert point.speedup_macs is not None
-    assert point.speedup_macs > 1.05
+    least = 1.05 if policy == "voting" else 1.1  # a majority of all exits takes half of them
+    assert point.speedup_macs > least
 
 
 @pytest.mark.parametrize("policy", CLASSIFYING)
