@@ -33,6 +33,7 @@ from offramp.files import read_json, write_json
 from offramp.policies import Confidence
 from offramp.runs import RunFolder
 from offramp.runtime import Runner, compile_runner
+from offramp.runtime.deadline import QUANTILE, ROUNDS
 
 OUT = Path(__file__).parent / "results" / "deadlines.json"
 PROMISED_SHARE, PROMISED_LOSS = 0.99, 0.5
@@ -50,7 +51,7 @@ def measure(run: RunFolder, spec: str, arguments: argparse.Namespace) -> dict[st
     runner = compile_runner(run.model, policy=never, engine=engine, options=options)
     sample = images[: arguments.images]
     expected = runner.measure(sample, [1], rounds=arguments.rounds)
-    runner.times = runner.measure(sample, [1], rounds=arguments.rounds, quantile=arguments.quantile)
+    runner.times = runner.measure(sample, [1], rounds=ROUNDS, quantile=arguments.quantile)
     segments = [segment.ms[1] for segment in expected.segments]
     call_ms = max(0.0, _call_ms(runner, sample) - sum(segments))
     reached = [call_ms + ms for ms in accumulate(segments)]
@@ -203,7 +204,7 @@ if __name__ == "__main__":
     parser.add_argument("--requests", type=int, default=1000, help="requests (default: 1000)")
     parser.add_argument("--images", type=int, default=64, help="images for measuring (default: 64)")
     parser.add_argument("--rounds", type=int, default=100, help="measured rounds (default: 100)")
-    parser.add_argument("--quantile", type=float, default=0.95, help="margin (default: 0.95)")
+    parser.add_argument("--quantile", type=float, default=QUANTILE, help="default: the library's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="threads (default: torch's)")
     parser.add_argument("--results-file", type=Path, default=OUT)

@@ -92,6 +92,18 @@ def test_predict_answers_every_image(offramp: Offramp, run: Path, picture: Path)
     assert "of 4" in shown.out
 
 
+def test_predict_keeps_a_deadline(offramp: Offramp, run: Path, picture: Path) -> None:
+    hurried, relaxed = (
+        offramp("predict", run, picture, "--deadline-ms", limit, "--json").json["answers"][0]
+        for limit in ("0", "1e6")
+    )
+    unlimited = offramp("predict", run, picture, "--json").json["answers"][0]
+    assert hurried["exit"] == "block 1" and "cut" not in unlimited
+    assert (relaxed["exit"], relaxed["cut"]) == (unlimited["exit"], False)
+    refused = offramp("predict", run, picture, "--deadline-ms", "-1")
+    assert refused.code != 0 and "must be a number of milliseconds" in refused.err
+
+
 def test_report_writes_one_file(offramp: Offramp, run: Path) -> None:
     answer = offramp("report", run, "--json")
     assert answer.json == {"report": str(run / "report.html")}

@@ -18,6 +18,7 @@ from offramp.fitting import fit
 from offramp.model import MultiExitModel
 from offramp.training import StageSettings, Step
 from offramp.training.distillation import Teaching
+from offramp.training.every_image import EveryImage
 from offramp.training.feature_cache import FeatureCache
 from offramp.training.metrics import read_metrics
 from offramp.training.recipe import prediction_distillation
@@ -37,7 +38,7 @@ def step(batch: int = 4) -> Step:
 
 def seen(step: Step) -> Any:
     """The step's samples as one pass over the train split."""
-    return iter([Batch(step.images, step.targets, step.ids)])
+    return EveryImage(step.ids, lambda: iter([Batch(step.images, step.targets, step.ids)]))
 
 
 def digits_model(exits: Any = "linear") -> MultiExitModel:
@@ -171,6 +172,43 @@ def test_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
         for name, accuracy in theirs["validation"].items():
             assert ours["validation"][name] == pytest.approx(accuracy, abs=100 / 32 + 1e-6)
+
+
+def test_features_are_shared_by_runs_on_one_backbone_and_no_other(tmp_path: Path) -> None:
+    data = open_dataset("digits", limit={"train": 96, "validation": 32})
+    heads = {"epochs": 2, "batch_size": 32, "lr": 1e-3}
+    seen_by_backbone: list[int] = []
+
+    def train(folder: str, exits: str = "linear", seed: int = 0, **more: Any) -> MultiExitModel:
+        model = digits_model(exits)
+        model.backbone.patch_embed.register_forward_hook(
+            lambda module, inputs, output: seen_by_backbone.append(len(inputs[0]))
+        )
+        if seed:
+            with torch.no_grad():
+                next(model.backbone.parameters()).add_(0.1)
+        seen_by_backbone.clear()
+        options = {"cache_gb": 0.1, "cache_folder": tmp_path / "features", "heads": heads, **more}
+        run = tmp_path / folder
+        return fit(model, recipe="frozen", data=data, progress=False, run=run, **options)
+
+    first = train("first")
+    assert sum(seen_by_backbone) == 96 + 32
+    again = train("again")
+    assert sum(seen_by_backbone) == 32
+    for ours, theirs in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    other_heads = train("pooled", "pooler")
+    assert sum(seen_by_backbone) == 32
+    assert other_heads.exit_names == first.exit_names
+    assert len(list((tmp_path / "features").iterdir())) == 1
+    train("maps", "lgvit")  # whole token maps
+    assert sum(seen_by_backbone) == 96 + 32
+    train("other backbone", seed=1)
+    assert sum(seen_by_backbone) == 96 + 32
+    assert len(list((tmp_path / "features").iterdir())) == 3
+    train("small", cache_gb=1e-5, cache_folder=tmp_path / "none")  # not all fit: nothing is kept
+    assert not list((tmp_path / "none").iterdir())
 
 
 # The backbone and its answer

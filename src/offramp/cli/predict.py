@@ -36,6 +36,13 @@ def predict(
     point: Annotated[
         str | None, typer.Option(help="Operating point; the newest when omitted.")
     ] = None,
+    deadline_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS",
+            help="Answer each image in this time, with the newest exit reached by then.",
+        ),
+    ] = None,
     log: Annotated[
         Path | None, typer.Option(help="FILE.jsonl to add the answers to, for offramp monitor.")
     ] = None,
@@ -53,7 +60,7 @@ def predict(
     subject = _subject(run, point)
     opened = [read_image(path) for path in images]  # all are checked before the first answer
     transform = eval_transform(subject.preprocessing)
-    answers = _answers(subject, [transform(image) for image in opened])
+    answers = _answers(subject, [transform(image) for image in opened], deadline_ms)
     for path, answer in zip(images, answers, strict=True):
         answer["image"] = str(path)
     if log is not None:
@@ -113,14 +120,16 @@ def _subject(folder: Path, point: str | None) -> Subject:
     return Subject(runner, model.preprocessing, model.labels, task, name, run.costs.full)
 
 
-def _answers(subject: Subject, images: "list[Tensor]") -> list[dict[str, Any]]:
+def _answers(
+    subject: Subject, images: "list[Tensor]", deadline_ms: float | None
+) -> list[dict[str, Any]]:
     """One answer per image (3, H, W), timed alone after one unmeasured run."""
     runner = subject.runner
-    runner(images[0][None])  # the first call pays for warming up
+    runner(images[0][None], deadline_ms=deadline_ms)  # the first call pays for warming up
     answers = []
     for image in images:
         start = time.perf_counter()
-        said = runner(image[None])
+        said = runner(image[None], deadline_ms=deadline_ms)
         took = 1e3 * (time.perf_counter() - start)
         left = int(said.exit)
         share = None
@@ -134,6 +143,7 @@ def _answers(subject: Subject, images: "list[Tensor]") -> list[dict[str, Any]]:
                 "blocks": int(said.blocks),
                 "macs_share": share,
                 "ms": took,
+                **({} if said.cut is None else {"cut": bool(said.cut)}),
             }
         )
     return answers

@@ -19,8 +19,8 @@ from offramp.runtime.pieces import powers_of_two
 if TYPE_CHECKING:
     from offramp.runtime.runner import Runner
 
-QUANTILE = 0.95
-"""Segments are taken to need what only one call in twenty exceeds: the margin of a deadline."""
+QUANTILE = 0.99
+"""Segments are taken to need nearly the longest of their measured times: a deadline's margin."""
 ROUNDS = 25
 SMALL = 8  # up to here every batch size is measured, above powers of two
 

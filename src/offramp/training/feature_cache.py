@@ -14,7 +14,8 @@ from offramp.errors import OfframpError
 class FeatureCache:
     """Tensors by sample id, in memory-mapped float16 files of bounded size.
 
-    The cache belongs to one run of one process and starts empty: it is never read by another run.
+    The cache belongs to one run of one process and starts empty: it is never read by another run
+    (`SharedFeatureCache` is).
 
     Args:
         folder: where the files lie; they are removed by ``close``.
@@ -45,6 +46,13 @@ class FeatureCache:
             store[first:last] = half.numpy()
         self.rows.update(zip(fitting, range(first, last), strict=True))
         return len(fitting) == len(ids)
+
+    def find(self, key: str, ids: Tensor) -> bool:
+        """Whether features of the samples ``ids`` (N,) are there already under ``key``."""
+        return False
+
+    def keep(self, key: str) -> None:
+        """The features of every sample are in; other runs may find them under ``key``."""
 
     def holds(self, ids: Tensor) -> Tensor:
         """Which of the samples ``ids`` (B,) are kept: bool (B,)."""

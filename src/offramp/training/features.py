@@ -1,6 +1,5 @@
 """What heads on a frozen backbone read of an image: tokens per head, and the final answer."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -9,7 +8,9 @@ from torch import Tensor
 
 from offramp.chains import Tokens
 from offramp.data import Batch
+from offramp.files import tensor_digest
 from offramp.model import MultiExitModel
+from offramp.training.every_image import EveryImage
 from offramp.training.feature_cache import FeatureCache
 from offramp.training.recipe import Step
 
@@ -42,14 +43,32 @@ class FrozenFeatures:
         self.complete = False
         self._shape: list[Tokens] = []
 
-    def prepare(self, images: Iterator[Batch]) -> None:
+    def prepare(self, images: EveryImage) -> None:
         """Fill the cache, in the order of the images, as far as it goes."""
         if self.cache is None:
             return
         self.cache.clear()
-        self.complete = all(
-            self.cache.add(batch.ids, self._flat(self.compute(batch.images))) for batch in images
+        stream = iter(images)
+        first = next(stream)
+        flat = self._flat(self.compute(first.images))
+        key = self.key(first, flat)
+        self.complete = self.cache.find(key, images.ids)
+        if self.complete:
+            return
+        self.complete = self.cache.add(first.ids, flat) and all(
+            self.cache.add(batch.ids, self._flat(self.compute(batch.images))) for batch in stream
         )
+        if self.complete:
+            self.cache.keep(key)
+
+    def key(self, first: Batch, flat: list[Tensor]) -> str:
+        """What decides features, as a word: the backbone's weights, and pixels and features of the
+        first batch, which differ where anything else does (blocks that are read, taps,
+        pre-processing, precision, data set, device)."""
+        weights = {f"weights.{name}": x for name, x in self.model.backbone.state_dict().items()}
+        seen = {"images": first.images, "ids": first.ids}
+        said = {f"features.{i}": tensor for i, tensor in enumerate(flat)}
+        return tensor_digest({**weights, **seen, **said})
 
     @torch.no_grad()
     def compute(self, images: Tensor) -> Features:

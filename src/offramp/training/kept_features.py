@@ -1,11 +1,11 @@
 """Features of a frozen backbone that several stages share."""
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from offramp.data import Batch
 from offramp.model import MultiExitModel
+from offramp.training.every_image import EveryImage
 from offramp.training.feature_cache import FeatureCache
 from offramp.training.features import FrozenFeatures
 from offramp.training.recipes.frozen import HeadsCrossEntropy
@@ -22,7 +22,7 @@ class KeptFeatures(FrozenFeatures):
         if cache is not None:
             weakref.finalize(self, cache.clear)
 
-    def prepare(self, images: Iterator[Batch]) -> None:
+    def prepare(self, images: EveryImage) -> None:
         if self.cache is not None and not self.cache.rows:
             super().prepare(images)
 

@@ -1,7 +1,7 @@
 """What a recipe is: stages, each with an objective, the parameters it trains and its settings."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -17,6 +17,7 @@ from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
 from offramp.registry import Registry
 from offramp.training.context import Context
+from offramp.training.every_image import EveryImage
 from offramp.training.trained import Rates, Trains, everything, one_rate
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ class Objective(nn.Module, ABC):
         """Whether steps need images; False where everything is known from ``prepare``."""
         return True
 
-    def prepare(self, images: Iterator[Batch]) -> None:
-        """Look once at every image of training and validation, unaugmented and in order.
+    def prepare(self, images: EveryImage) -> None:
+        """Look at every image of training and validation, unaugmented and in order.
 
         Called before the first step, also when a stage is resumed, so it must be a pure function of
         model and images.

@@ -24,6 +24,7 @@ from offramp.training.checkpoint import (
     save_checkpoint,
 )
 from offramp.training.context import Context
+from offramp.training.every_image import EveryImage
 from offramp.training.metrics import MetricsLog
 from offramp.training.recipe import Course, Order, Stage, Step
 from offramp.training.requirements import steps_per_epoch
@@ -122,7 +123,9 @@ class StageRun:
         self.wrapped, self.wrapped_optimizer = accelerator.prepare(self.objective, self.optimizer)
         self.model.eval()
         with torch.no_grad(), accelerator.autocast():
-            self.objective.prepare(self._every_image())
+            splits = (self.train_split, self.context.data.split("validation"))
+            ids = torch.cat([split.ids for split in splits])
+            self.objective.prepare(EveryImage(ids, self._every_image))
         if stage.order is not None:
             self.order = stage.order(
                 Course(

@@ -1,27 +1,26 @@
 """``frozen``: the heads alone, on a backbone that stays as it is."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch import distributed as dist
 
 from offramp.chains import State
 from offramp.data import Batch
 from offramp.errors import OfframpError
 from offramp.exits import Outputs
 from offramp.model import MultiExitModel
+from offramp.training.caching import Caching
 from offramp.training.certainty import certainty_loss
 from offramp.training.distillation import Teaching, taught
+from offramp.training.every_image import EveryImage
 from offramp.training.feature_cache import FeatureCache
 from offramp.training.features import Features, FrozenFeatures
 from offramp.training.recipe import (
     Objective,
-    Recipe,
     Stage,
     StageSettings,
     Step,
@@ -111,7 +110,7 @@ class HeadsCrossEntropy(Objective):
     def needs_images(self) -> bool:
         return not self.features.complete
 
-    def prepare(self, images: Iterator[Batch]) -> None:
+    def prepare(self, images: EveryImage) -> None:
         self.features.prepare(images)
 
     def close(self) -> None:
@@ -162,16 +161,11 @@ class HeadsCrossEntropy(Objective):
 
 
 @register_recipe("frozen")
-class Frozen(Recipe):
+class Frozen(Caching):
     """Train the heads only; the backbone, and so the final answer, stays what it was."""
 
     finetune: StageSettings = settings(epochs=0)
     heads: StageSettings = settings()
-    cache_gb: float | None = Field(
-        default=None,
-        gt=0,
-        description="size limit of the feature cache on disk; it needs images that do not change",
-    )
     teaching: Teaching | None = Field(
         default=None, description="distillation, for instance from the final softmax"
     )
@@ -192,13 +186,6 @@ class Frozen(Recipe):
             survivors=self.survivors,
             classify=self.classifier,
         )
-
-    def cache(self, run: Path) -> FeatureCache | None:
-        """A cache in the run's folder, one per process."""
-        if self.cache_gb is None:
-            return None
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        return FeatureCache(run / f"features-{rank}", self.cache_gb)
 
     def trains(self, model: MultiExitModel) -> Parameters:
         """The heads, and the backbone's classifier where asked for."""

@@ -11,17 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch.distributed as dist
 from pydantic import Field, field_validator
 
 from offramp.exits.gated import gates
 from offramp.model import MultiExitModel
 from offramp.training.bilevel import GatesAndHeads, Turns
-from offramp.training.feature_cache import FeatureCache
+from offramp.training.caching import Caching
 from offramp.training.kept_features import Shelf
 from offramp.training.recipe import (
     Objective,
-    Recipe,
     Stage,
     StageSettings,
     register_recipe,
@@ -40,7 +38,7 @@ def heads(model: MultiExitModel) -> Parameters:
 
 
 @register_recipe("jei_dnn")
-class JEIDNN(Recipe):
+class JEIDNN(Caching):
     """Heads alone, then gates and heads in turn: Σ p_l (CE_l + λ c_l), one model per price λ.
 
     The defaults are the released ones: SGD 0.01, momentum 0.9, decay 5e-4, a warm-up that ends
@@ -84,11 +82,6 @@ class JEIDNN(Recipe):
         description="macs, time (measured here), blocks (l/L), or a cost table's file",
     )
     turns: Turns = Field(default_factory=Turns)
-    cache_gb: float | None = Field(
-        default=None,
-        gt=0,
-        description="size limit of the feature cache on disk; it needs images that do not change",
-    )
 
     @field_validator("tradeoffs")
     @classmethod
@@ -98,7 +91,7 @@ class JEIDNN(Recipe):
         return value
 
     def stages(self, model: MultiExitModel) -> list[Stage]:
-        shelf, fixed = Shelf(self._cache), self.cache_gb is not None
+        shelf, fixed = Shelf(self.cache), self.cache_gb is not None
         found = [
             finetune_stage(self.finetune),
             Stage("warmup", self.warmup, self._warm_up(shelf), heads, fixed),
@@ -137,10 +130,3 @@ class JEIDNN(Recipe):
             epochs=epochs,
             done=keeper(run, tradeoff) if sweep else forget,
         )
-
-    def _cache(self, run: Path) -> FeatureCache | None:
-        """A cache in the run's folder, one per process."""
-        if self.cache_gb is None:
-            return None
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        return FeatureCache(run / f"features-{rank}", self.cache_gb)

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
+from offramp.training.caching import Caching
 from offramp.training.recipe import (
     Objective,
     Stage,
@@ -47,7 +48,7 @@ class RampedCrossEntropy(WeightedCrossEntropy):
 
 
 @register_recipe("sdn")
-class SDN(EndToEndRecipe):
+class SDN(EndToEndRecipe, Caching):
     """Everything with ramped weights; or, with epochs in ``heads`` instead, the heads alone.
 
     For the second form (the paper's IC-only) set ``joint.epochs`` to 0 and ``heads.epochs`` to 25.
@@ -64,9 +65,6 @@ class SDN(EndToEndRecipe):
     heads: StageSettings = settings(
         epochs=0, optimizer="adam", lr=1e-3, sched="step", milestones=[0.6]
     )
-    cache_gb: float | None = Field(
-        default=None, gt=0, description="size limit of the heads' feature cache, as for frozen"
-    )
 
     def objective(self, model: MultiExitModel, run: Path) -> Objective:
         shares = self.shares or [block / len(model.chain) for block in model.positions]
@@ -77,5 +75,5 @@ class SDN(EndToEndRecipe):
         return RampedCrossEntropy(model, shares, self.joint.epochs)
 
     def stages(self, model: MultiExitModel) -> list[Stage]:
-        heads = Frozen(heads=self.heads, cache_gb=self.cache_gb)
+        heads = Frozen(heads=self.heads, cache_gb=self.cache_gb, cache_folder=self.cache_folder)
         return [*super().stages(model), heads.heads_stage()]
