@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from report_runs import invented_benchmark, latencies
 
-from offramp.calibration import Records
+from offramp.calibration import Records, reliability
 from offramp.errors import OfframpError
 from offramp.files import read_json, write_json
-from offramp.report import gallery, write_report
+from offramp.report import facts, gallery, write_report
 from offramp.report.findings import Findings
 from offramp.report.leavers import groups
 from offramp.report.style import css_variables, ramp
@@ -95,6 +95,20 @@ def test_every_exit_has_its_row_and_colour(page: Path) -> None:
     for k in range(4):
         assert f"--exit-{k}:" in html
         assert f"var(--exit-{k})" in html
+
+
+def test_every_exit_says_how_well_it_ranks_its_errors(page: Path) -> None:
+    found = Findings(RunFolder(page.parent))
+    chosen = found.headline
+    assert chosen is not None
+    temperatures = chosen.point.policy["temperatures"]
+    for k, row in enumerate(facts.exits(found, chosen, reliability(found.records))):
+        confidence = (found.records.logits[:, k] / temperatures[k]).softmax(-1).amax(-1)
+        right = found.records.correct[:, k]
+        pairs = confidence[right][:, None] - confidence[~right]
+        share = ((pairs > 0).double() + 0.5 * (pairs == 0).double()).mean()
+        assert float(row["ranking"]) == pytest.approx(float(share), abs=6e-4)
+        assert row["ranking"] in text_of(page.read_text())
 
 
 def test_plots_are_written(page: Path) -> None:

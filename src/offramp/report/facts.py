@@ -8,6 +8,8 @@ from offramp.report.findings import Chosen, Findings, Spot
 from offramp.report.tables import percent, signed, spread, threshold, times
 from offramp.report.timing import NOT_MEASURED
 from offramp.tasks import Task
+from offramp.uncertainty import exit_answers
+from offramp.uncertainty.metrics import tell_apart
 
 FRONT_ROWS = 16
 Row = dict[str, Any]
@@ -87,6 +89,7 @@ def exits(findings: Findings, chosen: Chosen, found: list[Reliability]) -> list[
             "accuracy": findings.task.show(findings.task.value(findings.records.accuracy[k])),
             "more": [findings.task.show(value) for value in findings.more[k].values()],
             "ece": percent(100 * found[k].ece, 1) if found else None,
+            "ranking": _ranking(findings, chosen, k) if found else None,
         }
         for k, name in enumerate(point.exit_names)
     ]
@@ -192,6 +195,14 @@ def _row(spot: Spot, full: Spot, kind: str, task: Task) -> Row:
         "macs": times(spot.macs),
         "time": times(spot.time),
     }
+
+
+def _ranking(findings: Findings, chosen: Chosen, k: int) -> str:
+    """How well an exit's confidence tells its wrong answers from its right ones: AUROC."""
+    temperatures = chosen.point.policy.get("temperatures")
+    answers = exit_answers(findings.records, k, temperatures)
+    told = tell_apart(-answers.confidence, ~answers.right)
+    return "–" if told is None else f"{told[0]:.3f}"
 
 
 def _temperature(chosen: Chosen, k: int) -> str | None:
