@@ -2,24 +2,32 @@
 
     python benchmarks/method_comparison.py --pretrained PATH [--seeds 0,1,2] [--only NAME]
 
-Trains the recipes of ``METHODS`` (each from the same fine-tuned run, whose backbone most leave as
-it is), then compares them as ``offramp compare`` does. A run that is there already is not trained
-again, and one that was cut off is resumed, so the script goes on where it stood. Writes
+Trains the recipes of ``METHODS`` from one fine-tuned run. Most leave its backbone as it is and
+share its cached features; the joint ones go on training it for ``--joint-epochs``. LGViT's two
+stages start from the ImageNet weights, as their recipe says. Beside them stand two cascades of
+plain models: the fine-tuned one at two sizes, and the best pair of it and one that was fine-tuned
+at a smaller size. All are compared as ``offramp compare`` does. A run that is there already is not
+trained again, and one that was cut off is resumed, so the script goes on where it stood. Writes
 benchmarks/results/method_comparison.json with the table and plot beside it. ``--limit N`` trains on
 N images, to try the road.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from compaction import commit
 
+from offramp.cascades import Plan, search
+from offramp.cascades.contestants import contestants, macs_of, pool_of
+from offramp.cascades.folder import save_cascade
 from offramp.comparison import compare
 from offramp.comparison.timing import time_methods
 from offramp.errors import OfframpError
-from offramp.files import write_json
+from offramp.files import write_atomic, write_json
+from offramp.report.comparison import markdown, save_comparison_plot
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 OUT = Path(__file__).parent / "results" / "method_comparison.json"
@@ -41,12 +49,20 @@ METHODS: dict[str, tuple[str, ...]] = {
     "msdnet": ("budgeted", "confidence"),
     "lgvit": ("confidence",),
 }
-ONCE = ("joint_linear", "pabee", "berxit", "msdnet", "lgvit")  # too long to train for every seed
+JOINT = ("joint_linear", "pabee", "berxit", "msdnet", "boosted")
+MAPS = ("classifier_wise_vit_ee", "classifier_wise_cnn_add_ee")  # heads that read whole token maps
+ONCE = (*JOINT, *MAPS, "lgvit")  # too long to train for every seed
+SIZES = (64, 80, 96)  # pixels of the smaller look in a cascade; the fine-tuned run has 112
+SMALL = 64
+SEED = re.compile(r"-seed-\d+$")
+CASCADES = ("self_cascade", "two_models")
 
 
-def trained(method: str, seed: int, runs: Path, overrides: list[str]) -> Path:
+def trained(method: str, seed: int, runs: Path, overrides: list[str], name: str = "") -> Path:
     """The method's run with a seed: there already, or trained now."""
-    name = f"{method.replace('_', '-')}-seed-{seed}"
+    name = f"{name or method.replace('_', '-')}-seed-{seed}"
+    if (runs / name / "model.safetensors").is_file():
+        return runs / name
     command = [sys.executable, "-m", "offramp.cli.main", "train"]
     command += [str(RECIPES / f"deit_tiny_cifar100_112_{method}.yaml"), "--runs", str(runs)]
     command += ["--resume", f"name={name}", f"seed={seed}", *overrides]
@@ -55,27 +71,71 @@ def trained(method: str, seed: int, runs: Path, overrides: list[str]) -> Path:
     return runs / name
 
 
+def settings(method: str, arguments: argparse.Namespace, backbone: Path) -> list[str]:
+    """What a method's recipe is given besides."""
+    limit = [f"data.limit={arguments.limit}"] if arguments.limit else []
+    if method in (BACKBONE, "lgvit"):
+        return [*limit, f"model.pretrained={arguments.pretrained}"]
+    given = [*limit, f"model.pretrained={backbone}"]
+    if method in JOINT:
+        return [*given, f"recipe.joint.epochs={arguments.joint_epochs}", "recipe.joint.lr=3e-4"]
+    if method in MAPS:
+        return [*given, f"recipe.heads.epochs={arguments.map_epochs}"]
+    return [*given, f"recipe.cache_folder={arguments.runs / 'features'}"]
+
+
+def cascade(name: str, given: list[str], runs: Path) -> Path | None:
+    """The pair of models that costs least at half a point lost, by records of the calibration
+    split, as a run; None where any pair is worse than a model alone."""
+    path = runs / name.replace("_", "-")
+    if (path / "config.json").is_file():
+        return path
+    members = contestants(given)
+    pool = pool_of(members, macs_of(members), unit="MACs", progress=False)
+    pairs = [plan for plan in search(pool, longest=2) if len(plan.members) == 2]
+
+    def worth(plan: Plan) -> tuple[bool, float, float]:
+        return plan.drop > 0.005, plan.cost if plan.drop <= 0.005 else plan.drop, plan.cost
+
+    if not pairs:
+        print(f"{name}: every pair is worse than a model alone", file=sys.stderr)
+        return None
+    best = min(pairs, key=worth)
+    print(f"{name}: {' then '.join(pool.names[m] for m in best.members)}", file=sys.stderr)
+    save_cascade([members[m] for m in best.members], path)
+    return path
+
+
 def main(arguments: argparse.Namespace) -> None:
-    overrides = [f"data.limit={arguments.limit}"] if arguments.limit else []
-    start = [*overrides, f"model.pretrained={arguments.pretrained}"]
-    backbone = trained(BACKBONE, 0, arguments.runs, start)
+    backbone = arguments.runs / f"{BACKBONE}-seed-0"
+    trained(BACKBONE, 0, arguments.runs, settings(BACKBONE, arguments, backbone))
     specs = []
     for method in arguments.only or METHODS:
-        seeds = arguments.seeds[:1] if method in ONCE else arguments.seeds
-        joint = [*start] if method in ONCE else [*overrides, f"model.pretrained={backbone}"]
-        for seed in seeds:
-            run = trained(method, seed, arguments.runs, joint)
+        for seed in arguments.seeds[:1] if method in ONCE else arguments.seeds:
+            run = trained(method, seed, arguments.runs, settings(method, arguments, backbone))
             specs += [f"{run}:{policy}" for policy in METHODS[method]]
+    if arguments.cascades:
+        plain = [*settings(BACKBONE, arguments, backbone), f"model.image_size={SMALL}"]
+        small = trained(BACKBONE, 0, arguments.runs, plain, f"{BACKBONE}-{SMALL}-px")
+        sizes = ",".join(str(size) for size in (*SIZES, 112))
+        pools = ([f"{backbone}@{sizes}"], [str(backbone), str(small)])
+        for name, pool in zip(CASCADES, pools, strict=True):
+            if path := cascade(name, pool, arguments.runs):
+                specs.append(f"{path}:confidence")
     found = compare(specs, reference=str(backbone))
     if arguments.engine:
         engine, _, precision = arguments.engine.partition(":")
         found = time_methods(found, specs, engine=engine, precision=precision or None)
+    named = [m.model_copy(update={"name": SEED.sub("", m.name)}) for m in found.methods]
+    found = found.model_copy(update={"methods": named})
     told = {
         "benchmark": "method_comparison",
         "command": "python benchmarks/method_comparison.py " + " ".join(sys.argv[1:]),
         "commit": commit(),
     }
     write_json(arguments.out, told | found.model_dump(mode="json"))
+    write_atomic(arguments.out.with_suffix(".md"), markdown(found))
+    save_comparison_plot(found, arguments.out.with_suffix(".png"))
 
 
 def parse() -> argparse.Namespace:
@@ -83,6 +143,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pretrained", required=True, help="ImageNet weights of DeiT-tiny")
     parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2))
     parser.add_argument("--only", action="append", choices=list(METHODS), help="(repeat)")
+    parser.add_argument("--no-cascades", dest="cascades", action="store_false")
+    parser.add_argument("--joint-epochs", type=int, default=1, help="default: 1")
+    parser.add_argument("--map-epochs", type=int, default=2, help="of heads on token maps")
     parser.add_argument("--limit", type=int, help="training images, to try the road")
     parser.add_argument("--engine", help="also time each, as openvino or openvino:bf16")
     parser.add_argument("--runs", type=Path, default=Path("runs/method_comparison"))
