@@ -87,3 +87,30 @@ def deadlines(found: Json) -> str:
             f"{accuracy['answered']:.2f} % | {accuracy['best']:.2f} % |"
         )
     return "\n".join([*lines, "", "File: `benchmarks/results/deadlines.json`.", ""])
+
+
+def counting(found: Json) -> str:
+    """Error of every exit, and what points of policy ``settled`` save."""
+    first = next(iter(found["heads"].values()))
+    lines = [
+        "### Counting people",
+        "",
+        f"DeiT-tiny on crops of 96 px of ShanghaiTech part B, {first['samples']:,} test crops; "
+        "mean absolute error per crop and, added up, per photo.",
+        "",
+        "| exits | leaving at | MAE, crop | MAE, photo | MACs |",
+        "|---|---|---|---|---|",
+    ]
+    for head, row in found["heads"].items():
+        for one in row["exits"]:
+            lines.append(_counted(head, one["name"], one, one["macs"]))
+        for name, point in row["points"].items():
+            told = f"point {name}, {point['drop']:+.3f} per crop"
+            lines.append(_counted(head, told, point["figures"], point["speedup_macs"]))
+    return "\n".join([*lines, "", "File: `benchmarks/results/crowd_counting.json`.", ""])
+
+
+def _counted(head: str, name: str, figures: Json, macs: float) -> str:
+    whole = figures.get("photo_mae")
+    photo = "–" if whole is None else f"{whole:.2f}"
+    return f"| {head} | {name} | {figures['mae']:.3f} | {photo} | {macs:.2f}× |"

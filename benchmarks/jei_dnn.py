@@ -25,20 +25,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.calibration import Records, calibrate, records_meta
+from offramp.calibration import Records, calibrate
 from offramp.calibration.front import measure
 from offramp.calibration.replay import replay
+from offramp.comparison.siblings import record_siblings, trunk
 from offramp.costs import describe_environment, model_costs
 from offramp.costs.table import CostTable
-from offramp.data import batches
 from offramp.errors import OfframpError
-from offramp.files import read_json, tensor_digest, write_json
+from offramp.files import read_json, write_json
 from offramp.model import MultiExitModel
 from offramp.policies import policy_from_config
 from offramp.policies.jei_dnn import Gated
 from offramp.runs import RunFolder
-from offramp.training.features import FrozenFeatures
-from offramp.training.recipes.frozen import HeadsCrossEntropy
 
 sys.path.insert(0, str(Path(__file__).parent))
 from compaction import commit
@@ -60,40 +58,6 @@ def models_of(run: RunFolder) -> dict[str, MultiExitModel]:
         row["run"]: MultiExitModel.from_pretrained(run.path / "tradeoffs" / row["run"]).eval()
         for row in rows
     }
-
-
-def trunk(model: MultiExitModel) -> str:
-    """What frozen features depend on."""
-    return tensor_digest(dict(model.backbone.state_dict()), extra=str(model.positions))
-
-
-@torch.no_grad()
-def record_all(models: list[MultiExitModel], run: RunFolder, split: str) -> list[Records]:
-    """Records of models on one backbone, with one pass through it."""
-    features = FrozenFeatures(models[0], None)
-    answering = [HeadsCrossEntropy(model) for model in models]
-    samples = run.data.split(split)
-    logits: list[list[torch.Tensor]] = [[] for _ in models]
-    gates: list[list[torch.Tensor]] = [[] for _ in models]
-    for batch in batches(samples, batch_size=128, preprocessing=models[0].preprocessing):
-        found = features.compute(batch.images)
-        for k, heads in enumerate(answering):
-            said: list[Any] = heads.answers(found)
-            logits[k].append(torch.stack([*(out.logits for out in said), found.final], dim=1))
-            silent = torch.full((len(batch.labels),), torch.nan)
-            gates[k].append(
-                torch.stack([*(getattr(out, "gate", silent) for out in said), silent], dim=1)
-            )
-    return [
-        Records.from_logits(
-            torch.cat(logits[k]),
-            samples.labels,
-            ids=samples.ids,
-            meta=records_meta(model, dataset=run.data.name, split=split, costs=model_costs(model)),
-            signals={"gate": torch.cat(gates[k])},
-        )
-        for k, model in enumerate(models)
-    ]
 
 
 def curve_of(records: Records, family: str, test: Records, costs: CostTable) -> tuple[Curve, Curve]:
@@ -183,10 +147,12 @@ def collected(runs: list[RunFolder]) -> list[dict[str, dict[str, Records]]]:
     places: dict[str, list[tuple[int, str]]] = {}
     for i, group in enumerate(models):
         for name, model in group.items():
-            places.setdefault(trunk(model), []).append((i, name))
+            places.setdefault(str(trunk(model)), []).append((i, name))
     for members in places.values():
         for split in SPLITS:
-            made = record_all([models[i][n] for i, n in members], runs[members[0][0]], split)
+            made = record_siblings(
+                [models[i][n] for i, n in members], runs[members[0][0]].data, split
+            )
             for (i, name), records in zip(members, made, strict=True):
                 found[i][name][split] = records
     return found

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from early_exit_tables import deadlines, methods, risks, thresholds
+from early_exit_tables import counting, deadlines, methods, risks, thresholds
+from gate_tables import gates, sets
+from token_tables import reducers
 from zoo_tables import levit, zoo
 
 from offramp.costs import CostTable
@@ -298,7 +300,12 @@ PAGES: dict[str, dict[str, Callable[[Json], str]]] = {
         "risk_control.json": risks,
         "threshold_search.json": thresholds,
         "deadlines.json": deadlines,
+        "crowd_counting.json": counting,
+        "jei_dnn.json": gates,
+        "jei_dnn_t2t.json": gates,
     },
+    "tokens.md": {"token_reduction.json": reducers},
+    "uncertainty.md": {"uncertainty.json": sets},
 }
 
 if __name__ == "__main__":

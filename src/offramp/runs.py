@@ -83,14 +83,10 @@ class RunFolder:
         Those of another engine or precision than torch at the model's own have their own file,
         ``records-SPLIT-ENGINE-PRECISION.safetensors``.
         """
+        known = self.known_records(split, engine=engine, precision=precision)
+        if known is not None:
+            return known
         options = self.engine_options(engine, precision)
-        computed = ENGINES.get(engine)(options).precision
-        suffix = "" if (engine, computed) == ("torch", "model") else f"-{engine}-{computed}"
-        path = self.path / f"records-{split}{suffix}.safetensors"
-        if path.is_file():
-            records = Records.load(path)
-            if records.meta.fingerprint == self.model.fingerprint():
-                return records
         records = collect(
             self.model,
             self.data,
@@ -100,8 +96,25 @@ class RunFolder:
             calibration=options.calibration,
             progress=progress,
         )
-        records.save(path)
+        records.save(self.records_file(split, engine=engine, precision=precision))
         return records
+
+    def known_records(
+        self, split: str, *, engine: str = "torch", precision: str | None = None
+    ) -> Records | None:
+        """Records of a split that are on disk and of this model."""
+        path = self.records_file(split, engine=engine, precision=precision)
+        records = Records.load(path) if path.is_file() else None
+        mine = records is not None and records.meta.fingerprint == self.model.fingerprint()
+        return records if mine else None
+
+    def records_file(
+        self, split: str, *, engine: str = "torch", precision: str | None = None
+    ) -> Path:
+        """Where the records of a split on an engine lie."""
+        computed = ENGINES.get(engine)(self.engine_options(engine, precision)).precision
+        suffix = "" if (engine, computed) == ("torch", "model") else f"-{engine}-{computed}"
+        return self.path / f"records-{split}{suffix}.safetensors"
 
     def engine_options(
         self, engine: str = "torch", precision: str | None = None, **more: Any

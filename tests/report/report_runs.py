@@ -25,7 +25,6 @@ DESCRIPTION: dict[str, Any] = {
         "image_size": 16,
         "backbone_args": {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3},
     },
-    "exits": {"layout": "lgvit", "at": [1, 2, 3]},
     "data": {"name": "digits-grid", "limit": SAMPLES},
     "recipe": {"name": "lgvit"},
 }
@@ -53,9 +52,10 @@ def invented_records(model: MultiExitModel, data: DataSource, split: str, *, see
     return Records.from_logits(logits, labels, ids=samples.ids, meta=meta)
 
 
-def make_run(path: Path) -> RunFolder:
+def make_run(path: Path, layout: str = "lgvit") -> RunFolder:
     """A run with records, metrics and no operating point."""
-    config = RunConfig.model_validate(DESCRIPTION)
+    exits = {"layout": layout, "at": [1, 2, 3]}
+    config = RunConfig.model_validate(DESCRIPTION | {"exits": exits})
     torch.manual_seed(0)
     model = config.build(open_data(config)).eval()
     model.save_pretrained(path)

@@ -4,17 +4,21 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from report_runs import invented_records
+from report_runs import invented_records, make_run
 
 from offramp.calibration import calibrate, evaluate
 from offramp.comparison import Comparison, Curve, compare
 from offramp.comparison.curve import Spot
 from offramp.comparison.result import Spread
+from offramp.comparison.siblings import record_runs, trunk
 from offramp.errors import OfframpError
 from offramp.files import write_atomic
+from offramp.recording import collect
 from offramp.report.comparison import markdown, save_comparison_plot, table_rows
 from offramp.runs import RunFolder
+from offramp.training.features import Features, FrozenFeatures
 
 CURVE = Curve(
     calibrated=(Spot(0.3, 60.0), Spot(0.5, 80.0), Spot(0.6, 79.0), Spot(1.0, 90.0)),
@@ -71,6 +75,46 @@ def test_seeds_are_one_method_and_policies_are_several(pair: list[RunFolder]) ->
     assert found.reference_accuracy == pytest.approx(finals[0])
     assert list(method.exits) == pair[0].model.exit_names
     assert Comparison.model_validate_json(found.model_dump_json()) == found
+
+
+def test_runs_on_one_frozen_backbone_are_recorded_in_one_pass(
+    bare_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their records are those that each would make for itself."""
+    assert trunk(bare_run.model) is None, "LGViT's heads read whole maps"
+    given = make_run(tmp_path / "given", "linear")
+    model, runs = given.model, []
+    for number, name in enumerate(("one", "two", "other backbone")):
+        changed = model.exits if number == 1 else model.backbone if number == 2 else None
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        with torch.no_grad():
+            for parameter in changed.parameters() if changed is not None else ():
+                parameter.add_(0.01)
+        shutil.copytree(given.path, tmp_path / name)
+        (tmp_path / name / "records-test.safetensors").unlink()
+        model.save_pretrained(tmp_path / name)
+        model.load_state_dict(before)
+        runs.append(RunFolder(tmp_path / name))
+    passes: list[int] = []
+    compute = FrozenFeatures.compute
+
+    def counted(self: FrozenFeatures, images: torch.Tensor) -> Features:
+        passes.append(len(images))
+        return compute(self, images)
+
+    monkeypatch.setattr(FrozenFeatures, "compute", counted)
+    record_runs([*runs, runs[0]], "test")
+    assert sum(passes) == len(runs[0].data.split("test"))
+    assert runs[2].known_records("test") is None
+    for run in runs[:2]:
+        found = run.known_records("test")
+        assert found is not None
+        own = collect(run.model, run.data, split="test", progress=False)
+        torch.testing.assert_close(found.logits, own.logits)
+        assert found.ids.equal(own.ids)
+        assert found.labels.equal(own.labels)
+        assert found.meta == own.meta
+    assert not torch.equal(*(run.records("test").logits for run in runs[:2]))
 
 
 def test_figures_are_those_of_calibrate_and_evaluate(pair: list[RunFolder]) -> None:

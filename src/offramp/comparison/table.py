@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from offramp.calibration import Records
 from offramp.comparison.curve import Curve, trace_curve
 from offramp.comparison.result import Comparison, Method, Spread
+from offramp.comparison.siblings import record_runs
 from offramp.costs import describe_environment
 from offramp.errors import OfframpError
 from offramp.policies import POLICIES
@@ -61,6 +62,8 @@ def compare(
     if not contestants:
         raise OfframpError("compare needs at least one run")
     main = RunFolder(reference).check() if reference else contestants[0].run
+    for split in (CHOSEN, SPLIT):
+        record_runs([one.run for one in contestants], split)
     judged, known = main.records(SPLIT, progress=progress), main.records(CHOSEN, progress=progress)
     macs = main.costs.full
     members: dict[str, list[tuple[Contestant, Records, Curve]]] = {}

@@ -23,6 +23,16 @@ class Features(NamedTuple):
     final: Tensor  # logits (B, C)
 
 
+def early_answers(model: MultiExitModel, features: Features) -> list[NamedTuple]:
+    """What every early head says of features."""
+    carry: tuple[Tensor, ...] = ()
+    said = []
+    for head, tokens in zip(model.heads, features.tokens, strict=True):
+        outputs, carry = head(tokens, carry)
+        said.append(outputs)
+    return said
+
+
 class FrozenFeatures:
     """Features of images under a backbone that does not change, computed once where cached.
 

@@ -18,7 +18,7 @@ from offramp.training.certainty import certainty_loss
 from offramp.training.distillation import Teaching, taught
 from offramp.training.every_image import EveryImage
 from offramp.training.feature_cache import FeatureCache
-from offramp.training.features import Features, FrozenFeatures
+from offramp.training.features import Features, FrozenFeatures, early_answers
 from offramp.training.recipe import (
     Objective,
     Stage,
@@ -119,12 +119,7 @@ class HeadsCrossEntropy(Objective):
 
     def answers(self, features: Features) -> list[NamedTuple]:
         """What every early head says."""
-        carry: tuple[Tensor, ...] = ()
-        said = []
-        for head, tokens in zip(self.model.heads, features.tokens, strict=True):
-            outputs, carry = head(tokens, carry)
-            said.append(outputs)
-        return said
+        return early_answers(self.model, features)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         return self.losses(self.features.of(step), step)
