@@ -34,3 +34,29 @@ def reducers(found: Json) -> str:
         told = "; ".join(f"{name}: {said['reason']}" for name, said in t["auto"].items())
         lines.append(f"- {t['engine']}, batch {t['batch']}: {told}")
     return "\n".join([*lines, "", "File: `benchmarks/results/token_reduction.json`.", ""])
+
+
+def together(found: Json) -> str:
+    """Tokens, exits, and both, at equal allowed loss."""
+    lines = [
+        "### Tokens and exits together",
+        "",
+        f"{found['run']} on {found['engine']}: speed-up in measured time over the untouched model "
+        f"and points lost on {found['samples']:,} test images, chosen on the calibration split.",
+        "",
+        "| batch | allowed loss | fewer tokens | early exits | both | what both are |",
+        "|---|---|---|---|---|---|",
+    ]
+    for batch, rows in found["batches"].items():
+        for drop, both in rows["both"].items():
+            cells = [batch, drop]
+            for name in ("tokens", "exits", "both"):
+                row = rows[name][drop]
+                cells.append(
+                    f"{row['speedup']:.2f}×, lost {row['test']:.2f}" if row else "none keeps it"
+                )
+            spec = both["reducer"]
+            fewer = f"{spec['name']} {spec['options']}" if spec else "all tokens"
+            cells.append(f"{fewer}, {len(both['exits'])} exits".replace("{", "").replace("}", ""))
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "File: `benchmarks/results/tokens_and_exits.json`.", ""])

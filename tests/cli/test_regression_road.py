@@ -70,6 +70,15 @@ def test_predict_counts(offramp: Callable[..., Any], run: Path, tmp_path: Path) 
     assert f"{answer['value']:.2f} blobs" in text
 
 
+def test_bench_shows_the_error(offramp: Callable[..., Any], run: Path) -> None:
+    known = offramp("eval", run, "--json").json["points"]["first"]
+    options = ("--batch", "4", "--rounds", "1", "--images", "8", "--point", "first")
+    found = offramp("bench", run, *options, "--json").json["results"][0]
+    assert (found["metric"], found["accuracy"]) == ("MAE", known["accuracy"])
+    text = " ".join(offramp("bench", run, *options).out.split())
+    assert f"MAE {known['accuracy']:.3f}, full model {known['full_accuracy']:.3f}" in text
+
+
 def test_policies_for_classes_are_refused_in_one_sentence(
     offramp: Callable[..., Any], run: Path
 ) -> None:

@@ -200,9 +200,10 @@ def bench_table(entry: dict[str, Any]) -> Any:
     columns = ["batch", "full", "point", "p95", "layers", "MACs", "time", "ideal", "reached"]
     title = f"{entry['point']} on {entry['engine']}, {entry['precision']}; ms per image"
     if entry["accuracy"] is not None:
+        shown = percent if entry["metric"] == "accuracy" else "{:.3f}".format
         title += (
-            f"; accuracy {percent(entry['accuracy'])}, full model "
-            f"{percent(entry['full_accuracy'])} ({entry['accuracy_on']})"
+            f"; {entry['metric']} {shown(entry['accuracy'])}, full model "
+            f"{shown(entry['full_accuracy'])} ({entry['accuracy_on']})"
         )
     if entry["memory_mib"] is not None:
         title += (
@@ -237,12 +238,13 @@ def _alone(run: Path, point: str, options: dict[str, Any], *, memory: bool) -> d
 
 
 def _accuracy(run: "RunFolder", point: str) -> dict[str, Any]:
-    """Accuracies from ``evaluation.json``, where the point was evaluated and there are any."""
+    """The task's metric from ``evaluation.json``, where the point was evaluated."""
     evaluation = run.evaluation()
     found = (evaluation or {}).get("points", {}).get(point)
-    if evaluation is None or found is None or found.get("task") == "regression":
+    if evaluation is None or found is None:
         return {}
     return {
+        "metric": run.model.task.metric,
         "accuracy": found["accuracy"],
         "full_accuracy": found["full_accuracy"],
         "accuracy_on": f"{found['n']} {evaluation['split']} images of {evaluation['dataset']}",

@@ -7,6 +7,7 @@ difference of the two likeliest classes.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -25,9 +26,7 @@ from offramp.policies.thresholded import Thresholded
 
 
 class ThresholdPolicy(Thresholded, ScalarPolicy):
-    """Stop when the exit's score exceeds its threshold.
-
-    A family defines `score`, or `read` where it reads something else than the softmax.
+    """Stop when the exit's score exceeds its threshold; a family defines `read`.
 
     Args:
         thresholds: (K,) one per exit, in units of the score; the last is ignored.
@@ -51,16 +50,6 @@ class ThresholdPolicy(Thresholded, ScalarPolicy):
         if min(self.temperatures) <= 0:
             raise OfframpError(f"policy {self.name!r}: temperatures must be above 0")
 
-    def score(self, probabilities: Tensor) -> Tensor:
-        """How sure an exit is: (B, C) probabilities to (B,), higher is surer."""
-        raise NotImplementedError(f"{type(self).__name__} defines neither score nor read")
-
-    def read(self, k: int, outputs: ExitOutputs) -> Tensor:
-        logits = outputs.logits.float()
-        if self.temperatures[k] != 1.0:
-            logits = logits / self.temperatures[k]
-        return self.score(torch.softmax(logits, dim=-1))
-
     def decide(self, k: int, reading: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         return reading > self.thresholds[k], memory
 
@@ -76,8 +65,22 @@ class ThresholdPolicy(Thresholded, ScalarPolicy):
         return {"thresholds": list(self.thresholds), "temperatures": list(self.temperatures)}
 
 
+class SoftmaxPolicy(ThresholdPolicy):
+    """A threshold on something that the softmax of an exit tells."""
+
+    @abstractmethod
+    def score(self, probabilities: Tensor) -> Tensor:
+        """How sure an exit is: (B, C) probabilities to (B,), higher is surer."""
+
+    def read(self, k: int, outputs: ExitOutputs) -> Tensor:
+        logits = outputs.logits.float()
+        if self.temperatures[k] != 1.0:
+            logits = logits / self.temperatures[k]
+        return self.score(torch.softmax(logits, dim=-1))
+
+
 @register_policy("confidence")
-class Confidence(ThresholdPolicy):
+class Confidence(SoftmaxPolicy):
     """Stop when the largest softmax probability exceeds the exit's threshold (LGViT, SDN)."""
 
     always = 0.0
@@ -88,7 +91,7 @@ class Confidence(ThresholdPolicy):
 
 
 @register_policy("entropy")
-class Entropy(ThresholdPolicy):
+class Entropy(SoftmaxPolicy):
     """Stop when the entropy of the softmax is below the exit's threshold (BranchyNet, DeeBERT).
 
     The score is *minus* the entropy in nats: a threshold of -0.6 stops when the entropy is below
@@ -103,7 +106,7 @@ class Entropy(ThresholdPolicy):
 
 
 @register_policy("normalised_entropy")
-class NormalisedEntropy(ThresholdPolicy):
+class NormalisedEntropy(SoftmaxPolicy):
     """Stop when 1 - H / ln C exceeds the threshold: 0 for no idea, 1 for sure (EENet).
 
     The entropy's order of samples, on a scale that does not depend on the number of classes; one
@@ -118,7 +121,7 @@ class NormalisedEntropy(ThresholdPolicy):
 
 
 @register_policy("margin")
-class Margin(ThresholdPolicy):
+class Margin(SoftmaxPolicy):
     """Stop when the two largest softmax probabilities differ by more than the threshold."""
 
     always = -1.0

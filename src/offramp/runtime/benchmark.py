@@ -82,8 +82,9 @@ class BenchResult(BaseModel):
     engine: str
     precision: str
     point: str | None = Field(default=None, description="name of the operating point")
-    accuracy: float | None = Field(default=None, description="percent, of the point")
-    full_accuracy: float | None = Field(default=None, description="percent, of the full model")
+    metric: str = Field(default="accuracy", description="what accuracies are: percent, or MAE")
+    accuracy: float | None = Field(default=None, description="of the point")
+    full_accuracy: float | None = Field(default=None, description="of the full model")
     accuracy_on: str | None = Field(default=None, description="what the accuracies are of")
     fingerprint: str
     exit_names: list[str]
