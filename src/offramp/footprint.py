@@ -47,6 +47,8 @@ def peak_memories(
     Engines that run files are measured on exported bundles, as they would be deployed; torch in a
     process that loads the run.
     """
+    from offramp.reduced_run import reduced_run
+
     name, chosen = run.point(point)
     if not issubclass(ENGINES.get(chosen.engine), FileEngine):
         settings = ({"engine": chosen.engine, "point": p, "threads": threads} for p in (name, None))
@@ -55,11 +57,12 @@ def peak_memories(
     options = run.engine_options(chosen.engine, chosen.precision)
     peaks = []
     with tempfile.TemporaryDirectory(prefix="offramp-") as folder:
-        for active in (chosen.active, ()):
-            bundle = Path(folder) / f"{len(active)}-exits"
+        plain = {"active": (), "reducer": None, "fingerprint": run.model.fingerprint()}
+        for number, either in enumerate((chosen, chosen.model_copy(update=plain))):
+            bundle = Path(folder) / str(number)
             export_bundle(
-                run.model,
-                chosen.model_copy(update={"active": active}),
+                reduced_run(run, either.reducer).model,
+                either,
                 bundle,
                 images=run.images("calibration", VERIFIED_ON),
                 calibration=options.calibration,
@@ -72,12 +75,14 @@ def run_runner(
     folder: Path, *, engine: str, point: str | None, threads: int | None = None
 ) -> Runner:
     """The runner of a run: at a point, or of the unmodified model when ``point`` is None."""
+    from offramp.reduced_run import reduced_run
     from offramp.runs import RunFolder
 
     run = RunFolder(folder).check()
     if point is None:
         return compile_runner(run.model, active=(), engine=engine, threads=threads)
-    return compile_runner(run.model, run.point(point)[1], threads=threads)
+    chosen = run.point(point)[1]
+    return compile_runner(reduced_run(run, chosen.reducer).model, chosen, threads=threads)
 
 
 def _answer(folder: Path, batch_size: int, setting: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from offramp.exits import Exit, build_exit, check_positions
 from offramp.files import tensor_digest
 from offramp.hub import HubModel
 from offramp.model_config import ModelConfig, Preprocessing
-from offramp.reducers import reduced
+from offramp.reducers import ReducerSpec, reduced
 from offramp.segments import Segment
 from offramp.tasks import Task, task_named
 
@@ -157,6 +157,26 @@ class MultiExitModel(HubModel):
         architecture = self.config.model_dump_json(include=named)
         unit = self.config.target.model_dump_json() if self.config.target else ""
         return tensor_digest(dict(self.state_dict()), extra=architecture + unit)
+
+    def with_reducer(self, spec: ReducerSpec | None) -> "MultiExitModel":
+        """A copy with the same weights, whose blocks are under another reducer, or under none.
+
+        Raises:
+            OfframpError: for weights that only training gives the reducer, or a head that cannot
+                read what it leaves.
+        """
+        config = self.config.model_copy(update={"reducer": spec})
+        other = MultiExitModel(copy.deepcopy(self.backbone), config)
+        given, wanted = self.state_dict(), other.state_dict()
+        if missing := sorted(set(wanted) - set(given)):
+            name = "" if spec is None else spec.name
+            raise OfframpError(
+                f"reducer {name} has weights of its own ({missing[0]} …), which this model was "
+                f"not trained with: train it under model.reducer = {name}"
+            )
+        other.load_state_dict({key: given[key] for key in wanted})
+        other.recipe = self.recipe
+        return other.train(self.training)
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of the backbone, with those of its reducer, and of all early heads."""

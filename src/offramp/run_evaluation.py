@@ -16,6 +16,7 @@ from offramp.calibration import (
 from offramp.calibration.wholes import Wholes
 from offramp.data import batches
 from offramp.files import read_tensors, write_atomic, write_json
+from offramp.reduced_run import point_records
 from offramp.runs import RunFolder
 from offramp.training.stage_run import PLAIN
 
@@ -83,18 +84,18 @@ def _evaluated(point: OperatingPoint, records: Records, wholes: Wholes | None) -
     if wholes is not None:
         said = replay(point.policy_object(), records, point.active).prediction
         found.figures |= wholes.figures(records, said)
-        found.full_figures |= wholes.figures(records, records.prediction[:, -1])
+        found.full_figures |= wholes.figures(records, records.full_prediction)
     return found
 
 
 def _records_for(
     run: RunFolder, point: OperatingPoint, records: Records, split: str, progress: bool
 ) -> Records:
-    """Records of the engine and precision a point belongs to."""
+    """Records of the engine, precision and reducer a point belongs to."""
     meta = records.meta
-    if (point.engine, point.precision) == (meta.engine, meta.precision):
+    if (point.engine, point.precision, point.reducer) == (meta.engine, meta.precision, None):
         return records
-    return run.records(split, engine=point.engine, precision=point.precision, progress=progress)
+    return point_records(run, point, split, progress=progress)
 
 
 @torch.inference_mode()

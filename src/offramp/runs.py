@@ -39,7 +39,8 @@ class RunFolder:
 
     Files: ``recipe.yaml`` (as resolved), ``model.safetensors`` and ``config.json``,
     ``records-SPLIT.safetensors``, ``costs.json``, ``points/*.json``, ``metrics.jsonl``,
-    ``evaluation.json``, ``benchmark.json``, ``report.html``.
+    ``evaluation.json``, ``benchmark.json``, ``report.html``; below ``reducers/`` the records of the
+    model with fewer tokens (`offramp.reduced_run`).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -274,9 +275,33 @@ def calibrate_run(
             goes with it, as for `offramp.calibrate`.
     """
     wish = Wish(**wanted).check()
+    records = run.records(split, engine=engine, precision=precision, progress=progress)
+    point = choose_point(
+        run,
+        records,
+        policy=policy,
+        temperatures=temperatures,
+        search=search,
+        times=times,
+        **wanted,
+    )
+    return save_point(run, point, wish, name=name, timed=bool(times))
+
+
+def choose_point(
+    run: RunFolder,
+    records: Records,
+    *,
+    policy: str = "confidence",
+    temperatures: bool = False,
+    search: str = "coordinate",
+    times: Mapping[int, CostTable] | None = None,
+    **wanted: Unpack[Wanted],
+) -> OperatingPoint:
+    """The operating point of `calibrate_run` from records of the run, not saved."""
+    wish = Wish(**wanted).check()
     if wish.max_latency_ms is not None and 1 not in (times or {}):
         raise OfframpError("max_latency_ms needs times measured at batch size 1")
-    records = run.records(split, engine=engine, precision=precision, progress=progress)
 
     def point_on(table: CostTable) -> OperatingPoint:
         return calibrate(
@@ -290,10 +315,27 @@ def calibrate_run(
         )
 
     found = [point_on(table) for table in _tables(run, wish, times)]
-    point = quickest(found, times, point_on) if len(found) > 1 and times else found[0]
+    return quickest(found, times, point_on) if len(found) > 1 and times else found[0]
+
+
+def save_point(
+    run: RunFolder,
+    point: OperatingPoint,
+    wish: Wish,
+    *,
+    name: str | None = None,
+    timed: bool = False,
+    more: str = "",
+) -> tuple[str, OperatingPoint]:
+    """Write a point as ``points/NAME.json``; by default it is named after what it was chosen for.
+
+    Args:
+        timed: chosen by measured time.
+        more: what else tells it from others, behind a default name.
+    """
     where = "" if point.engine == "torch" else f"-{point.engine}-{point.precision}"
-    timed = "-time" if times and wish.max_latency_ms is None else ""
-    name = name or f"{policy}-{wish.slug}{where}{timed}"
+    clock = "-time" if timed and wish.max_latency_ms is None else ""
+    name = name or f"{point.policy['name']}-{wish.slug}{where}{clock}{more}"
     point.save(run.path / "points" / f"{name}.json")
     return name, point
 

@@ -115,6 +115,24 @@ def advise(timings: Sequence[Timed], *, slack: float = 0.02, worth: float = 0.03
     return Advice(best.spec, best.ratio, f"{100 * best.ratio:.0f} % of the time{more}")
 
 
+def edges(timings: Sequence[Timed], *, slack: float = 0.02, worth: float = 0.03) -> list[Timed]:
+    """The gentlest candidate of every step of time, from the untouched model's step down.
+
+    What a calibration should choose from: the others keep fewer tokens for no time.
+
+    Args:
+        timings, slack, worth: as for `advise`; the first edge saves at least ``worth``.
+    """
+    candidates = [timing for timing in timings if timing.spec is not None]
+    found: list[Timed] = []
+    below = 1 - worth
+    for timing in sorted(candidates, key=lambda timing: -timing.tokens):
+        if timing.ratio <= below:
+            found.append(timing)
+            below = timing.ratio * (1 - slack)
+    return found
+
+
 @torch.no_grad()
 def auto_reducer(
     links: Chain,

@@ -226,8 +226,8 @@ def test_ids_find_their_images(run: RunFolder) -> None:
 
 def test_benchmark_of_other_weights_is_left_out(run: RunFolder, name: str) -> None:
     benchmark = invented_benchmark(run, name)
-    assert read_timing(benchmark, fingerprint=run.model.fingerprint()).measured
-    assert not read_timing(benchmark, fingerprint="0" * 16).measured
+    assert read_timing(benchmark, fingerprints={run.model.fingerprint()}).measured
+    assert not read_timing(benchmark, fingerprints={"0" * 16}).measured
     assert read_timing(benchmark).batches("another") == []
 
 

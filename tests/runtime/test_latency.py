@@ -1,12 +1,17 @@
 """Latency tables: the right shape, positive times, nothing about accuracy of clocks."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
 from offramp.costs.clock import timed
+from offramp.costs.macs import count_macs, model_costs
 from offramp.creation import create
 from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
+from offramp.reducers import ReducerSpec
 from offramp.runtime.latency import latency_table
 
 
@@ -34,6 +39,29 @@ def test_one_table_per_batch_size(model: MultiExitModel) -> None:
         assert table.meta["batch_size"] == size
         assert table.meta["hardware"]["threads"] == torch.get_num_threads()
     assert model.training
+
+
+def test_what_a_reducer_saves_is_in_the_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that counts MACs: a table must show the reduced chain against the whole backbone."""
+    model = create(
+        "deit_tiny_patch16_224",
+        exits="linear",
+        at=[1],
+        num_classes=10,
+        image_size=32,
+        backbone_args={"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3},
+    )
+    few = model.with_reducer(ReducerSpec(name="tome", options={"r": 4}))
+
+    def counted(call: Callable[..., Any], *inputs: Any, device: Any) -> tuple[float, Any]:
+        return float(count_macs(call, *inputs)), call(*inputs)
+
+    monkeypatch.setattr("offramp.runtime.latency.timed", counted)
+    table = latency_table(few, torch.randn(1, 3, 32, 32), (1,), repeats=1, warmup=0)[1]
+    costs = model_costs(few)
+    assert table.full == costs.full
+    assert sum(table.body) == pytest.approx(sum(costs.body) + costs.head[-1])
+    assert sum(table.body) < 0.8 * table.full
 
 
 def test_bad_requests(model: MultiExitModel) -> None:

@@ -11,7 +11,7 @@ from offramp.calibration.risk.control import RiskBound, prove
 from offramp.calibration.risk.paths import Quest
 from offramp.calibration.search import SEARCHES
 from offramp.calibration.splits import FIT, cut
-from offramp.calibration.targets import Target
+from offramp.calibration.targets import OutOfReachError, Target
 from offramp.calibration.temperature import fit_temperatures
 from offramp.calibration.threshold_settings import ThresholdSettings
 from offramp.calibration.wish import Wish
@@ -117,7 +117,11 @@ def calibrate(
         settings = _settings(
             family, parts["thresholds"], costs, target, fitted, smooth=smooth, search=search
         )
-        chosen = target.choose(settings)
+        try:
+            chosen = target.choose(settings)
+        except OutOfReachError as error:
+            error.front = tables.front(settings, parts["thresholds"])
+            raise
         return make_point(
             chosen, settings, target.promise, parts, parts["thresholds"], records, tables
         )

@@ -27,7 +27,7 @@ class Tables:
     def describe(self, setting: Setting, records: Records) -> FrontPoint:
         """A setting that was measured on ``records``, in the numbers people read."""
         found, task = setting.measure, records.task
-        drop = records.accuracy[-1] - found.accuracy
+        drop = records.full_accuracy - found.accuracy
         share, active = found.exit_share, setting.active
         return FrontPoint(
             policy=setting.policy.to_config(),
@@ -42,6 +42,10 @@ class Tables:
             speedup_time=self.time.speedup(share, active) if self.time else None,
             exit_share=share,
         )
+
+    def front(self, settings: Sequence[Setting], records: Records) -> list[FrontPoint]:
+        """Those of the settings worth having, cheapest first."""
+        return [self.describe(setting, records) for setting in pareto(settings)]
 
 
 def make_point(
@@ -67,7 +71,7 @@ def make_point(
         **dict(tables.describe(chosen, measured)),
         promise=promise,
         task=meta.task,
-        full_accuracy=whole.task.value(measured.accuracy[-1]),
+        full_accuracy=whole.task.value(measured.full_accuracy),
         n=len(measured),
         samples={name: len(part) for name, part in parts.items()},
         dataset=meta.dataset,
@@ -76,6 +80,7 @@ def make_point(
         positions=meta.positions,
         blocks=meta.blocks,
         fingerprint=meta.fingerprint,
+        full_model=whole.full_model,
         records=whole.digest,
         engine=meta.engine,
         precision=meta.precision,
@@ -86,7 +91,7 @@ def make_point(
         time=tables.time,
         probes=_probes(whole, chosen.policy),
         notes=list(notes),
-        front=[tables.describe(setting, measured) for setting in pareto(settings)],
+        front=tables.front(settings, measured),
     )
 
 

@@ -67,9 +67,14 @@ def evaluate(point: OperatingPoint, records: Records) -> Evaluation:
             f"the point was calibrated on these very records (split {meta.split!r}): evaluate it "
             "on another split"
         )
+    if point.full_model not in (None, records.full_model):
+        raise OfframpError(
+            f"the point's losses are against model {point.full_model}: evaluate it on "
+            "records.against(that model's records)"
+        )
     decisions = replay(point.policy_object(), records, point.active)
     found = measure(decisions, records, point.costs, point.active)
-    full, task = records.accuracy[-1], records.task
+    full, task = records.full_accuracy, records.task
     drop = task.scale * (full - found.accuracy)
     share = found.exit_share
     promise = point.promise
@@ -85,7 +90,7 @@ def evaluate(point: OperatingPoint, records: Records) -> Evaluation:
         accuracy=task.value(found.accuracy),
         full_accuracy=task.value(full),
         figures=task.figures(decisions.prediction, records.labels),
-        full_figures=task.figures(records.prediction[:, -1], records.labels),
+        full_figures=task.figures(records.full_prediction, records.labels),
         drop=drop,
         drop_interval=interval,
         cost_share=found.cost,

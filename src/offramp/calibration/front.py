@@ -44,7 +44,7 @@ def measure(
 ) -> Measure:
     """What decisions mean in accuracy and cost."""
     worth = records.worth_of(decisions.prediction).double()
-    full = records.worth[:, -1].double()
+    full = records.full_worth.double()
     share = decisions.exit_share
     return Measure(
         accuracy=worth.mean().item(),

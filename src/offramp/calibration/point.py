@@ -11,6 +11,7 @@ from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
 from offramp.files import read_json, write_json
 from offramp.policies.base import Policy, policy_from_config
+from offramp.reducers.reducer import ReducerSpec
 
 
 class Promise(BaseModel):
@@ -80,6 +81,7 @@ class FrontPoint(BaseModel):
     """One setting on the front, measured on the calibration samples.
 
     Attributes:
+        reducer: what leaves tokens out at this setting; None: what the run's model was made with.
         policy: config of the policy.
         active: early exits that are on.
         accuracy: percent; the MAE in regression.
@@ -95,6 +97,7 @@ class FrontPoint(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    reducer: ReducerSpec | None = None
     policy: dict[str, Any]
     active: tuple[int, ...]
     accuracy: float
@@ -132,7 +135,8 @@ class OperatingPoint(FrontPoint):
         n: samples that the numbers were measured on.
         samples: how many calibration samples each part had: what was fitted, the thresholds and
             the proof never saw the same one.
-        fingerprint: of the model.
+        fingerprint: of the model, under its reducer.
+        full_model: fingerprint of what ``drop`` is held against, where that is another model.
         records: digest of the records it was chosen on.
         costs: the table its cost was searched on; ``macs`` and ``time`` where known.
         probes: for checking another engine version or machine.
@@ -151,6 +155,7 @@ class OperatingPoint(FrontPoint):
     positions: list[int]
     blocks: int
     fingerprint: str
+    full_model: str | None = None
     records: str
     engine: str
     precision: str

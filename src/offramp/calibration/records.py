@@ -4,11 +4,12 @@ Raw logits are kept for proofs and later methods; the few scalars per sample and
 searches run are computed once and read alone, so a search never touches the logits.
 """
 
+import copy
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -60,8 +61,18 @@ class RecordsMeta(BaseModel):
         return self.blocks if self.full_blocks is None else self.full_blocks
 
 
+class FullAnswers(NamedTuple):
+    """What another model's last exit says: predictions (N,), and that model's fingerprint."""
+
+    prediction: Tensor
+    fingerprint: str
+
+
 class Records:
     """What K exits said about N samples.
+
+    The full model, which losses are held against, is what the last exit says, unless these are
+    records of the model with tokens left out: then `against` names another.
 
     Attributes:
         labels: (N,) int64; in regression float32, the targets.
@@ -84,11 +95,13 @@ class Records:
         logits: Tensor | None = None,
         path: Path | None = None,
         places: Tensor | None = None,
+        full: FullAnswers | None = None,
     ) -> None:
         self.labels, self.ids, self.meta = labels, ids, meta
         self.scalars, self.signals = scalars, signals
         self._logits, self._path = logits, path
         self._places = places  # of the samples in the file, where it holds others too
+        self._full = full
 
     @classmethod
     def from_logits(
@@ -139,7 +152,22 @@ class Records:
             logits=None if self._logits is None else self._logits[rows],
             path=self._path,
             places=rows if self._places is None else self._places[rows],
+            full=self._full and self._full._replace(prediction=self._full.prediction[rows]),
         )
+
+    def against(self, full: "Records") -> Self:
+        """These records, with the last exit of others as the full model; it is not saved.
+
+        Raises:
+            OfframpError: for records of other samples.
+        """
+        if not torch.equal(self.ids, full.ids) or not torch.equal(self.labels, full.labels):
+            raise OfframpError("the full model's records are of other samples")
+        found = copy.copy(self)
+        found._full = FullAnswers(full.prediction[:, -1], full.meta.fingerprint)
+        for held in ("full_worth", "full_accuracy"):
+            found.__dict__.pop(held, None)
+        return found
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -164,6 +192,26 @@ class Records:
         if "correct" in self.scalars:
             return self.correct
         return self.task.worth(self.prediction, self.labels[:, None])
+
+    @property
+    def full_prediction(self) -> Tensor:
+        """What the full model says: (N,)."""
+        return self.prediction[:, -1] if self._full is None else self._full.prediction
+
+    @cached_property
+    def full_worth(self) -> Tensor:
+        """What the full model's answers are worth: (N,)."""
+        return self.worth[:, -1] if self._full is None else self.worth_of(self._full.prediction)
+
+    @cached_property
+    def full_accuracy(self) -> float:
+        """Mean worth of the full model's answers."""
+        return float(self.full_worth.double().mean())
+
+    @property
+    def full_model(self) -> str | None:
+        """Fingerprint of the full model, where it is another than these records are of."""
+        return None if self._full is None else self._full.fingerprint
 
     def worth_of(self, prediction: Tensor) -> Tensor:
         """What these predictions (N,) for the samples are worth: (N,)."""

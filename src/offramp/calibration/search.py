@@ -39,6 +39,7 @@ class ThresholdSearch:
             (bool), or any number of which more is better.
         expected: (N, K) expected worth, what the climb goes by; ``worth`` itself when omitted,
             which learns small sets by heart (see `smoothing`).
+        full: (N,) worth of the full model's answers; those of the last exit when omitted.
         body: (K,) cost of the steps since the previous exit, as a share of the full model.
         head: (K,) cost of each exit's head, as a share of the full model.
         locked: exits that may not be switched off.
@@ -61,6 +62,7 @@ class ThresholdSearch:
         head: Sequence[float] | Floats,
         *,
         expected: Floats | None = None,
+        full: NDArray[np.bool_] | Floats | None = None,
         locked: Sequence[int] = (),
         always: float,
         never: float,
@@ -68,6 +70,7 @@ class ThresholdSearch:
         self.count, self.exits = scores.shape
         self.scores = np.ascontiguousarray(scores.T)  # (K, N)
         self.true_worth = np.ascontiguousarray(worth.T, dtype=np.float64)
+        self.full = self.true_worth[-1] if full is None else np.asarray(full, dtype=np.float64)
         self.unit = 1.0 if worth.dtype == bool else float(np.abs(worth).mean()) or 1.0
         values = worth if expected is None else expected
         self.worth = np.ascontiguousarray(values.T, dtype=np.float64)
@@ -124,7 +127,7 @@ class ThresholdSearch:
         on = [m != OFF for m in leavers]
         paid = np.cumsum(self.body) + np.cumsum(self.head * [*on, True])
         worth = self.true_worth[place, np.arange(self.count)]
-        lost = worth - self.true_worth[-1]
+        lost = worth - self.full
         return Measure(
             accuracy=float(worth.mean()),
             differ=float(np.square(lost).mean()),

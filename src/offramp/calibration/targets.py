@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from offramp.calibration.front import Measure, Setting
-from offramp.calibration.point import Promise
+from offramp.calibration.point import FrontPoint, Promise
 from offramp.calibration.records import Records
 from offramp.calibration.search import Leavers
 from offramp.calibration.sweep import Sweep
@@ -17,6 +17,20 @@ from offramp.errors import OfframpError
 
 SLACK = 1e-9  # a drop of exactly 0.5 points keeps a promise of 0.5
 QUANTILES = {"p50": 0.5, "p95": 0.95}
+
+
+class OutOfReachError(OfframpError):
+    """No setting keeps a promise.
+
+    Attributes:
+        nearest: what the promise bounds, as it is at the closest setting.
+        front: what can be had instead, cheapest first.
+    """
+
+    def __init__(self, sentence: str, nearest: float) -> None:
+        super().__init__(sentence)
+        self.nearest = nearest
+        self.front: list[FrontPoint] = []
 
 
 class Target(ABC):
@@ -39,7 +53,7 @@ class Target(ABC):
 
     @abstractmethod
     def choose(self, settings: Sequence[Setting]) -> Setting:
-        """The best setting that keeps it, or `OfframpError` with the closest."""
+        """The best setting that keeps it, or `OutOfReachError` with the closest."""
 
     def around(self, sweep: Sweep) -> list[Leavers]:
         """More threshold settings, near where the bound begins to hold."""
@@ -58,7 +72,7 @@ class MaxDrop(Target):
 
     def __init__(self, value: float, records: Records, certainty: float | None = None) -> None:
         self.task, self.count = records.task, len(records)
-        self.full = records.accuracy[-1]
+        self.full = records.full_accuracy
         if not math.isfinite(value):
             raise OfframpError(f"max_drop = {value}, but it must be a number of {self.task.unit}")
         if certainty is not None and not 0.5 <= certainty < 1:
@@ -85,9 +99,10 @@ class MaxDrop(Target):
             return min(kept, key=lambda s: (s.measure.cost, -s.measure.accuracy))
         best = max(settings, key=lambda s: s.measure.accuracy).measure
         drop = self.task.scale * (self.full - best.accuracy)
-        raise OfframpError(
+        raise OutOfReachError(
             f"no point loses at most {self.promise.value:g} {self.promise.unit}: the closest loses "
-            f"{drop:.2f} at {best.cost:.2f} of the full model's cost"
+            f"{drop:.2f} at {best.cost:.2f} of the full model's cost",
+            drop,
         )
 
 
@@ -114,9 +129,10 @@ class MaxCost(Target):
         if kept:
             return max(kept, key=lambda s: (s.measure.accuracy, -s.measure.cost))
         best = min(settings, key=lambda s: s.measure.cost).measure
-        raise OfframpError(
+        raise OutOfReachError(
             f"no point takes at most {self.promise.value:g} of the full model's "
-            f"{self.promise.unit}: the closest takes {best.cost:.3f}"
+            f"{self.promise.unit}: the closest takes {best.cost:.3f}",
+            best.cost,
         )
 
 
@@ -158,9 +174,10 @@ class MaxLatency(Target):
         if kept:
             return max(kept, key=lambda s: (s.measure.accuracy, -s.measure.cost))
         fastest = min(map(self.latency, settings))
-        raise OfframpError(
+        raise OutOfReachError(
             f"no point answers within {self.promise.value:g} ms ({self.quantile}): the fastest "
-            f"takes {fastest:.3f} ms"
+            f"takes {fastest:.3f} ms",
+            fastest,
         )
 
     def around(self, sweep: Sweep) -> list[Leavers]:

@@ -48,6 +48,7 @@ class ThresholdSettings:
             np.asarray(costs.body) / costs.full,
             np.asarray(costs.head) / costs.full,
             expected=expected_worth(scores, values) if smooth else None,
+            full=records.full_worth.numpy() if worth is None else None,
             locked=locked_exits(records.meta.standalone),
             always=family.always,
             never=family.never,

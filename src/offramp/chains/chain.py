@@ -43,6 +43,11 @@ class Chain(nn.Module, ABC):
         return self.whole
 
     @property
+    def undivided(self) -> nn.Module:
+        """What the steps compute together, in one piece: `whole`, unless they leave tokens out."""
+        return self.whole
+
+    @property
     def full_blocks(self) -> int:
         """Blocks of the baseline, which layer speed-ups are stated against."""
         return len(self)

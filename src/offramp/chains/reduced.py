@@ -46,6 +46,12 @@ class Reducer(nn.Module, ABC):
     tracks: bool = True
     """Whether ``tracking`` adds anything; False where the bookkeeping says it all."""
 
+    @classmethod
+    def strengths(cls, chain: Chain) -> dict[str, list[float]]:
+        """The option that says how many tokens go, and values worth trying, gentlest first; the
+        first one leaves nothing out. Empty where no single number says it."""
+        return {"keep": [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]}
+
     def __init__(self, chain: ViTChain) -> None:
         super().__init__()
         check_blocks(chain)
@@ -128,8 +134,8 @@ class ReducedStep(nn.Module):
 class ReducedChain(Chain):
     """A ViT's chain whose steps go through a reducer.
 
-    ``whole`` stays the untouched backbone, so every cost and time is held against it. Parameters
-    are the backbone's, under their own names, and ``reducer.*``.
+    ``whole`` stays the untouched backbone, so every cost and time is held against it; `undivided`
+    is what runs. Parameters are the backbone's, under their own names, and ``reducer.*``.
     """
 
     def __init__(self, base: ViTChain, reducer: Reducer) -> None:
@@ -151,6 +157,10 @@ class ReducedChain(Chain):
     @property
     def whole(self) -> nn.Module:
         return self.base.whole
+
+    @property
+    def undivided(self) -> nn.Module:
+        return self
 
     @property
     def input_defaults(self) -> dict[str, Any]:

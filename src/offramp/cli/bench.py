@@ -114,10 +114,12 @@ def bench_run(
 
     ``{"point": name, "results": [result], "latency": {batch size: cost table}}``
     """
+    from offramp.reduced_run import reduced_run
     from offramp.runtime import latency_table
 
     name, chosen = run.point(point)
-    chosen.check(run.model.fingerprint(), chosen.engine, chosen.precision)
+    timed = reduced_run(run, chosen.reducer)
+    chosen.check(timed.model.fingerprint(), chosen.engine, chosen.precision)
     pictures = run.images("test", images)
     if max(sizes) > len(pictures):
         raise OfframpError(
@@ -125,13 +127,13 @@ def bench_run(
             "(see --images)"
         )
     measured = measure(
-        run, pictures, sizes, rounds, progress=progress, point=chosen, statics=statics
+        timed, pictures, sizes, rounds, progress=progress, point=chosen, statics=statics
     )
     measured = measured.model_copy(update={"point": name, **_accuracy(run, name)})
     if memory:
         measured = measured.model_copy(update=_memory(run, name, max(sizes)))
     options = run.engine_options(chosen.engine, chosen.precision)
-    tables = latency_table(run.model, pictures, sizes, engine=chosen.engine, options=options)
+    tables = latency_table(timed.model, pictures, sizes, engine=chosen.engine, options=options)
     result = {
         "point": name,
         "results": [measured.model_dump(mode="json")],

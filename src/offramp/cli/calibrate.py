@@ -84,10 +84,29 @@ def calibrate(
     cost: Annotated[Cost, typer.Option(help="Search on MACs or on time measured here.")] = (
         Cost.macs
     ),
-    batch_size: Annotated[int, typer.Option(min=1, help="Batch size for --cost time.")] = 1,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Batch size for --cost time and for auto.")
+    ] = 1,
     engine: Annotated[str, typer.Option(help="Engine it will run on.")] = "torch",
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16 or int8; the engine's default when omitted.")
+    ] = None,
+    reducer: Annotated[
+        str | None,
+        typer.Option(
+            help="Choose under a token reducer that needs no training: tome, '{name: tome, r: 8}'; "
+            "the run's own when omitted."
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep ratios of the reducer to choose from, with the thresholds: 1,0.7,0.5; auto "
+            "takes those that save time here at --batch-size."
+        ),
+    ] = None,
+    r: Annotated[
+        str | None, typer.Option(help="The same for ToMe, tokens merged per block: 0,4,8; or auto.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split to choose on; never test.")] = "calibration",
     name: Annotated[
@@ -105,6 +124,8 @@ def calibrate(
     """
     from offramp.calibration.search import SEARCHES
     from offramp.calibration.wish import Wanted, Wish
+    from offramp.cli.strengths import strengths
+    from offramp.joint_calibration import calibrate_jointly
     from offramp.policies import POLICIES
     from offramp.runs import RunFolder, calibrate_run
     from offramp.runtime import ENGINES, EngineOptions
@@ -130,23 +151,44 @@ def calibrate(
         raise OfframpError("--max-latency-ms is about single samples: leave out --batch-size")
     _check(split, name)
     folder = RunFolder(run).check()
-    saved, point = calibrate_run(
-        folder,
-        policy=policy,
-        temperatures=temperatures,
-        search=search,
-        engine=engine,
-        precision=precision,
-        times=(
-            _latencies(folder, batch_size, engine, precision, as_json)
-            if cost is Cost.time or max_latency_ms is not None
-            else None
-        ),
-        name=name,
-        split=split,
-        progress=bars(as_json),
-        **wanted,
-    )
+    timed = cost is Cost.time or max_latency_ms is not None
+    setting: dict[str, Any] = {
+        "policy": policy,
+        "temperatures": temperatures,
+        "search": search,
+        "engine": engine,
+        "precision": precision,
+        "name": name,
+        "split": split,
+        "progress": bars(as_json),
+    }
+
+    def clock(subject: "RunFolder") -> "dict[int, CostTable]":
+        return _latencies(subject, batch_size, engine, precision, as_json)
+
+    with working("looking at the reducer's strengths", as_json):
+        grid = strengths(
+            folder,
+            reducer=reducer,
+            keep=keep,
+            r=r,
+            engine=engine,
+            precision=precision,
+            batch_size=batch_size,
+        )
+    if grid is None:
+        saved, point = calibrate_run(
+            folder, times=clock(folder) if timed else None, **setting, **wanted
+        )
+    else:
+        saved, point = calibrate_jointly(
+            folder,
+            grid.specs,
+            clock=clock if timed else None,
+            notes=grid.notes,
+            **setting,
+            **wanted,
+        )
     file = folder.path / "points" / f"{saved}.json"
     if as_json:
         chosen = point.model_dump(mode="json", exclude={"probes"})
@@ -173,6 +215,7 @@ def described(name: str, point: "OperatingPoint") -> list[Any]:
     return [
         table(name, columns, rows),
         f"promise: {point.promise}",
+        *([] if point.reducer is None else [f"tokens: {point.reducer}"]),
         *(["calibration samples: " + ", ".join(parts)] if len(parts) > 1 else []),
         *point.notes,
         f"on {point.n} {point.split} samples of {point.dataset}: {task.metric} "

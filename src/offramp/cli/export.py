@@ -45,6 +45,7 @@ def export(
 
     Example: [bold]offramp export runs/demo --to openvino --precision bf16[/]
     """
+    from offramp.reduced_run import reduced_run
     from offramp.runs import RunFolder
     from offramp.runtime.bundle import export_bundle
 
@@ -54,7 +55,7 @@ def export(
     options = folder.engine_options(chosen.engine, chosen.precision)
     with working("exporting and comparing with torch", as_json):
         manifest = export_bundle(
-            folder.model,
+            reduced_run(folder, chosen.reducer).model,
             chosen,
             target,
             images=folder.images("calibration", VERIFIED_ON),

@@ -51,10 +51,11 @@ def monitor(
     Example: [bold]offramp monitor runs/demo confidence-max-drop-0.5 live.jsonl[/]
     """
     from offramp.monitor import Watch
+    from offramp.reduced_run import reduced_run
     from offramp.runs import RunFolder
 
-    folder = RunFolder(run).check()
-    _, chosen = folder.point(point)
+    _, chosen = RunFolder(run).check().point(point)
+    folder = reduced_run(RunFolder(run), chosen.reducer)
     if live.is_dir() and state is not None:
         raise OfframpError("--state goes with a log; a folder of images is answered as a whole")
     if not live.exists():

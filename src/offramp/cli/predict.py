@@ -98,6 +98,7 @@ def _log(path: Path, answers: list[dict[str, Any]]) -> None:
 
 
 def _subject(folder: Path, point: str | None) -> Subject:
+    from offramp.reduced_run import reduced_run
     from offramp.runs import RunFolder
     from offramp.runtime import compile_runner
     from offramp.runtime.bundle import is_bundle, load_bundle
@@ -111,8 +112,8 @@ def _subject(folder: Path, point: str | None) -> Subject:
         found = load_bundle(folder)
         names, task = manifest.classes, manifest.task
         return Subject(found, manifest.preprocessing, names, task, folder.name, full)
-    run = RunFolder(folder).check()
-    name, chosen = run.point(point)
+    name, chosen = RunFolder(folder).check().point(point)
+    run = reduced_run(RunFolder(folder), chosen.reducer)
     options = run.engine_options(chosen.engine, chosen.precision)
     runner = compile_runner(run.model, chosen, options=options, costs=run.costs)
     model = run.model

@@ -12,6 +12,7 @@ from offramp.costs import count_macs, describe_environment
 from offramp.errors import OfframpError
 from offramp.frontier.candidates import Candidate, of_run, static_candidates, task_of
 from offramp.frontier.result import Entry, Frontier
+from offramp.reduced_run import point_records, reduced_run
 from offramp.runs import RunFolder
 from offramp.runtime import ENGINES, compile_runner
 from offramp.runtime.contest import Contender, contest
@@ -172,10 +173,8 @@ def _dynamic(
     run: RunFolder, point: str | None, split: str, setting: Setting, *, progress: bool
 ) -> Participant:
     name, chosen = run.point(point, engine=setting.engine, precision=setting.precision)
-    records = run.records(
-        split, engine=chosen.engine, precision=chosen.precision, progress=progress
-    )
-    said = evaluate(chosen, records)
+    said = evaluate(chosen, point_records(run, chosen, split, progress=progress))
+    called, run = run.path.resolve().name, reduced_run(run, chosen.reducer)
     size = 1 if setting.batch_size == 1 else None  # larger batches shrink on the way
     options = run.engine_options(setting.engine, setting.precision, batch_size=size)
     runner = compile_runner(
@@ -188,7 +187,7 @@ def _dynamic(
         )
     groups = [g for g in images.split(setting.batch_size) if len(g) == setting.batch_size]
     facts = {
-        "name": f"{run.path.resolve().name} at {name}",
+        "name": f"{called} at {name}",
         "kind": "dynamic",
         "engine": setting.label,
         "precision": runner.precision,

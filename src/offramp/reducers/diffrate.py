@@ -44,6 +44,10 @@ class DiffRate(Reducer):
 
     names = ("size",)
 
+    @classmethod
+    def strengths(cls, chain: Chain) -> dict[str, list[float]]:
+        return {}  # two schedules
+
     def __init__(
         self, chain: ViTChain, *, prune: list[int] | None = None, merge: list[int] | None = None
     ) -> None:

@@ -1,6 +1,8 @@
 """Naming, building and describing reducers."""
 
 import inspect
+import json
+import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -33,6 +35,24 @@ class ReducerSpec(BaseModel):
         options = {key: value for key, value in given.items() if key not in cls.model_fields}
         named = {key: value for key, value in given.items() if key in cls.model_fields}
         return {**named, "options": {**named.get("options", {}), **options}}
+
+    def at(self, **options: Any) -> "ReducerSpec":
+        """The same reducer with these options changed: another strength of it."""
+        return ReducerSpec(name=self.name, options={**self.options, **options})
+
+    @property
+    def slug(self) -> str:
+        """A name for files: ``tome-r-8``."""
+        words = [self.name, *(f"{key} {value}" for key, value in sorted(self.options.items()))]
+        return re.sub(r"[^\w.]+", "-", " ".join(words)).strip("-")
+
+    @property
+    def as_yaml(self) -> str:
+        """How a recipe or the command line says it: ``{"name": "tome", "r": 8}``."""
+        return json.dumps({"name": self.name, **self.options})
+
+    def __str__(self) -> str:
+        return " ".join([self.name, *(f"{key} = {value}" for key, value in self.options.items())])
 
 
 def reduced(links: Chain, spec: ReducerSpec | None) -> Chain:

@@ -47,6 +47,11 @@ class ToMe(Reducer):
 
     names = ("size",)
 
+    @classmethod
+    def strengths(cls, chain: Chain) -> dict[str, list[float]]:
+        most = chain.token_spec(0).patches // len(chain)  # more would use up the tokens early
+        return {"r": sorted({round(most * part / 8) for part in range(9)})}
+
     def __init__(
         self,
         chain: ViTChain,
@@ -118,6 +123,6 @@ def schedule(r: Any, slope: float, depth: int) -> list[int]:
         numbers = [int(first + step * i) for i in range(depth)]
     elif slope:
         raise OfframpError("tome: slope goes with a single r, not with a list")
-    if any(number < 0 for number in numbers):
-        raise OfframpError(f"tome: r = {r}, but no block can merge fewer than 0 tokens")
+    if any(not isinstance(number, int) or number < 0 for number in numbers):
+        raise OfframpError(f"tome: r = {r}, but a block merges a whole number of tokens, 0 or more")
     return numbers

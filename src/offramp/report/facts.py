@@ -44,7 +44,7 @@ def headline(findings: Findings) -> Row | None:
         "time_note": findings.timing.where if spot.time else NOT_MEASURED,
         "more_time": [(b.batch_size, times(b.speedup_time)) for b in batches[1:]],
         "leads": "time" if spot.time else "macs",
-        "notes": chosen.point.notes,
+        "notes": [*_tokens(chosen), *chosen.point.notes],
     }
 
 
@@ -86,7 +86,7 @@ def exits(findings: Findings, chosen: Chosen, found: list[Reliability]) -> list[
             "temperature": _temperature(chosen, k),
             "share": percent(100 * said.exit_share[k], 1),
             "leavers": findings.task.show(said.leaver_accuracy[k]),
-            "accuracy": findings.task.show(findings.task.value(findings.records.accuracy[k])),
+            "accuracy": findings.task.show(findings.task.value(chosen.records.accuracy[k])),
             "more": [findings.task.show(value) for value in findings.more[k].values()],
             "ece": percent(100 * found[k].ece, 1) if found else None,
             "ranking": _ranking(findings, chosen, k) if found else None,
@@ -162,9 +162,11 @@ def commands(findings: Findings) -> list[str]:
     for chosen in reversed(findings.chosen):
         promise = chosen.point.promise
         time = " --cost time" if chosen.point.costs.unit.startswith("ms") else ""
-        policy = chosen.point.policy["name"]
+        policy, spec = chosen.point.policy["name"], chosen.point.reducer
+        tokens = "" if spec is None else f" --reducer '{spec.as_yaml}'"
         lines.append(
-            f"offramp calibrate {name} --policy {policy} {promise.flags}{time} --name {chosen.name}"
+            f"offramp calibrate {name} --policy {policy} {promise.flags}{time}{tokens} "
+            f"--name {chosen.name}"
         )
     lines.append(f"offramp eval {name} --split {findings.split}")
     for result in findings.timing.results:
@@ -172,6 +174,11 @@ def commands(findings: Findings) -> list[str]:
         point = f" --point {findings.timing.point}" if findings.timing.point else ""
         lines.append(f"offramp bench {name} --engine {result.engine} --batch {sizes}{point}")
     return [*lines, f"offramp report {name}"]
+
+
+def _tokens(chosen: Chosen) -> list[str]:
+    spec = chosen.point.reducer
+    return [] if spec is None else [f"the model runs with fewer tokens, {spec}"]
 
 
 def _change(drop: float) -> str:

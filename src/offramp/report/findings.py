@@ -1,6 +1,6 @@
 """Findings: everything a report says about a run, gathered before anything is drawn."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from offramp.calibration.front import measure, speedup_layers
 from offramp.data.source import Split
 from offramp.errors import OfframpError
 from offramp.policies.base import policy_from_config
+from offramp.reduced_run import point_records, reduced_run
 from offramp.report.timing import Timing, read_timing
 from offramp.runs import RunFolder
 from offramp.tasks import Task, figure_keys
@@ -37,10 +38,14 @@ class Spot:
 
 @dataclass(frozen=True)
 class Chosen:
-    """An operating point on the evaluated split."""
+    """An operating point on the evaluated split.
+
+    ``records`` are those of the point's own engine and reducer.
+    """
 
     name: str
     point: OperatingPoint
+    records: Records
     evaluation: Evaluation
     decisions: Decisions
     spot: Spot
@@ -77,12 +82,17 @@ class Findings:
         self.split: str = evaluation.get("split", "test")
         self.records: Records = run.records(self.split)
         points = dict(reversed(run.points().items()))
-        tables = [point.time for point in points.values() if point.time is not None]
+        timed = [point for point in points.values() if point.time is not None]
         self.timing: Timing = read_timing(
             run.benchmark(),
-            fingerprint=self.records.meta.fingerprint,
-            table=tables[0] if tables else None,
+            fingerprints={self.records.meta.fingerprint, *(p.fingerprint for p in points.values())},
+            table=timed[0].time if timed else None,
         )
+        self._times = {_strength(point): point.time for point in reversed(timed)}
+        benched = points.get(self.timing.point or "")
+        if benched is not None and self.timing.table not in self._times.values():
+            self._times[_strength(benched)] = self.timing.table
+        self._costs = {"": run.costs}
         if evaluation.get("fingerprint") not in (None, self.records.meta.fingerprint):
             evaluation = {}  # of earlier weights
         rows = evaluation.get("exits") or self.records.figures
@@ -112,11 +122,11 @@ class Findings:
     @cached_property
     def fronts(self) -> list[Front]:
         """One front per policy and searched cost, that of the newest point first."""
-        found: dict[str, list[FrontPoint]] = {}
+        found: dict[str, list[tuple[FrontPoint, Records]]] = {}
         for chosen in self.chosen:
             point = chosen.point
             on = "" if point.costs.unit == "MACs" else f", searched on {point.costs.unit}"
-            found.setdefault(f"{point.policy['name']}{on}", []).extend(point.front)
+            found.setdefault(f"{point.policy['name']}{on}", []).extend(self._recorded(chosen))
         return [self._front(label, settings) for label, settings in found.items()]
 
     @cached_property
@@ -134,7 +144,7 @@ class Findings:
         return {sample: place for place, sample in enumerate(ids)}
 
     def _static(self) -> list[Spot]:
-        table = self.timing.table
+        table = self._times.get("")
         times = [p.speedup for p in static_points(self.records, table)] if table else []
         spots = static_points(self.records, self.run.costs)[:-1]
         return [
@@ -143,29 +153,47 @@ class Findings:
         ]
 
     def _choose(self, name: str, point: OperatingPoint) -> Chosen:
-        evaluation = evaluate(point, self.records)
-        decisions = replay(point.policy_object(), self.records, point.active)
-        spot = self._spot(name, point, decisions)
+        records = point_records(self.run, point, self.split)
+        evaluation = evaluate(point, records)
+        decisions = replay(point.policy_object(), records, point.active)
+        spot = self._spot(name, point, decisions, records)
         if timed := self.timing.batches(name):  # measured end to end beats added pieces
             spot = Spot(name, spot.accuracy, spot.layers, spot.macs, timed[0].speedup_time)
-        return Chosen(name, point, evaluation, decisions, spot)
+        return Chosen(name, point, records, evaluation, decisions, spot)
 
-    def _front(self, label: str, settings: Iterable[FrontPoint]) -> Front:
-        different = {repr((s.policy, s.active)): s for s in settings}
-        ordered = sorted(different.values(), key=lambda s: s.cost_share)
+    def _recorded(self, chosen: Chosen) -> Iterator[tuple[FrontPoint, Records]]:
+        """A point's front, as far as the evaluated split was recorded: a report runs no model."""
+        known = {_strength(chosen.point): chosen.records, "": self.records}
+        if chosen.records.meta.engine != self.records.meta.engine:
+            del known[""]
+        for setting in chosen.point.front:
+            if _strength(setting) in known:
+                yield setting, known[_strength(setting)]
+
+    def _front(self, label: str, settings: Iterable[tuple[FrontPoint, Records]]) -> Front:
+        different = {repr((s.reducer, s.policy, s.active)): (s, records) for s, records in settings}
+        ordered = sorted(different.values(), key=lambda found: found[0].cost_share)
         spots = [
-            self._spot("", s, replay(policy_from_config(s.policy), self.records, s.active))
-            for s in ordered
+            self._spot("", s, replay(policy_from_config(s.policy), records, s.active), records)
+            for s, records in ordered
         ]
-        return Front(label, ordered, spots)
+        return Front(label, [setting for setting, _ in ordered], spots)
 
-    def _spot(self, name: str, setting: FrontPoint, decisions: Decisions) -> Spot:
-        found = measure(decisions, self.records, self.run.costs, setting.active)
-        table = self.timing.table
+    def _spot(self, name: str, setting: FrontPoint, decisions: Decisions, records: Records) -> Spot:
+        strength = _strength(setting)
+        if strength not in self._costs:
+            self._costs[strength] = reduced_run(self.run, setting.reducer).costs
+        found = measure(decisions, records, self._costs[strength], setting.active)
+        table = self._times.get(strength)
         return Spot(
             name=name,
             accuracy=self.task.value(found.accuracy),
-            layers=speedup_layers(self.records, found.exit_share),
+            layers=speedup_layers(records, found.exit_share),
             macs=1 / found.cost,
             time=table.speedup(found.exit_share, setting.active) if table else None,
         )
+
+
+def _strength(setting: FrontPoint) -> str:
+    """What tells a setting's costs from those of the model as it was made."""
+    return "" if setting.reducer is None else setting.reducer.slug

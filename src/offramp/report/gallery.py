@@ -52,7 +52,7 @@ def shelves(findings: Findings, chosen: Chosen, *, count: int = 8) -> list[Shelf
     if findings.samples is None or len(used) < 2:
         return []
     first, last = used[0], used[-1]
-    confidence, names = sureness(findings.records), findings.exit_names
+    confidence, names = sureness(chosen.records), findings.exit_names
     # what sent them on is what the last exit before said, not what the end says
     before = max((k for k in chosen.point.active if k < last), default=last)
     sure = _rows(chosen, first, -confidence[:, first], count)
@@ -83,7 +83,7 @@ def _rows(chosen: Chosen, k: int, order: torch.Tensor, count: int) -> list[int]:
 
 
 def _thumbnails(findings: Findings, chosen: Chosen, rows: list[int]) -> list[Thumbnail]:
-    records, split = findings.records, findings.samples
+    records, split = chosen.records, findings.samples
     made = []
     for row in rows:
         place = findings.positions.get(int(records.ids[row]))
@@ -92,18 +92,18 @@ def _thumbnails(findings: Findings, chosen: Chosen, rows: list[int]) -> list[Thu
         image, label, _ = split[place]
         said, k = chosen.decisions.prediction[row].item(), int(chosen.decisions.exit[row])
         source, pixelated = _embedded(image), max(image.size) < SIDE
-        made.append(Thumbnail(source, pixelated, *_words(findings, row, k, said, label)))
+        made.append(Thumbnail(source, pixelated, *_words(findings, chosen, row, k, said, label)))
     return made
 
 
 def _words(
-    findings: Findings, row: int, k: int, said: float, label: float
+    findings: Findings, chosen: Chosen, row: int, k: int, said: float, label: float
 ) -> tuple[str, str, bool, float | None]:
     """Label, prediction, whether to call it right, and the confidence, where there is one."""
     if findings.task.fewer:
         return f"{label:g}", f"{said:.1f}", True, None
     classes = findings.run.model.labels or findings.run.data.classes
-    sure = float(findings.records.confidence[row, k])
+    sure = float(chosen.records.confidence[row, k])
     return classes[int(label)], classes[int(said)], said == label, sure
 
 

@@ -25,7 +25,7 @@ class Group:
 
 def groups(findings: Findings, chosen: Chosen) -> dict[str, list[Group]]:
     """For every attribute of the split, what happens to the samples of each value."""
-    split, records = findings.samples, findings.records
+    split, records = findings.samples, chosen.records
     if split is None or not split.attributes:
         return {}
     places = torch.tensor([findings.positions.get(sample, -1) for sample in records.ids.tolist()])
@@ -36,12 +36,12 @@ def groups(findings: Findings, chosen: Chosen) -> dict[str, list[Group]]:
         values = column[places]
         different = values.unique().tolist()
         if 1 < len(different) <= MOST_VALUES:
-            found[name] = [_group(findings, chosen, value, values == value) for value in different]
+            found[name] = [_group(chosen, value, values == value) for value in different]
     return found
 
 
-def _group(findings: Findings, chosen: Chosen, value: int, mine: torch.Tensor) -> Group:
-    records, decisions = findings.records, chosen.decisions
+def _group(chosen: Chosen, value: int, mine: torch.Tensor) -> Group:
+    records, decisions = chosen.records, chosen.decisions
     exits = decisions.exit[mine]
     blocks = torch.tensor(records.meta.blocks_run, dtype=torch.float64)[exits]
     worth = records.worth_of(decisions.prediction)[mine].double()
@@ -79,7 +79,7 @@ def plot_accuracy(findings: Findings, chosen: Chosen, *, width: float = 4.6) -> 
     colours = look(len(names))
     made, (axis,) = figure(width, 0.9 + 0.29 * len(names))
     task = findings.task
-    everybody = [task.value(worth) for worth in findings.records.accuracy]
+    everybody = [task.value(worth) for worth in chosen.records.accuracy]
     for row, (all_, mine) in enumerate(
         zip(everybody, chosen.evaluation.leaver_accuracy, strict=True)
     ):

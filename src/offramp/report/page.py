@@ -57,8 +57,10 @@ class Page:
         """Per exit; with the newest point's temperatures where it has some."""
         if self.findings.task.fewer:
             return []  # a number comes without a confidence that could be checked
-        policy = self.chosen.point.policy if self.chosen else {}
-        return reliability(self.findings.records, temperatures=policy.get("temperatures"))
+        if self.chosen is None:
+            return reliability(self.findings.records)
+        temperatures = self.chosen.point.policy.get("temperatures")
+        return reliability(self.chosen.records, temperatures=temperatures)
 
     @cached_property
     def groups(self) -> dict[str, list[leavers.Group]]:

@@ -5,7 +5,7 @@ one `BenchResult` per engine. Optional: ``latency``, a `CostTable` in ms per bat
 the time of every front point and static exit follows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,13 +55,13 @@ class Timing:
 def read_timing(
     benchmark: Mapping[str, Any] | None,
     *,
-    fingerprint: str | None = None,
+    fingerprints: Collection[str] | None = None,
     table: CostTable | None = None,
 ) -> Timing:
     """Read the content of ``benchmark.json``; measurements of other weights are left out.
 
     Args:
-        fingerprint: of the model at hand; None accepts any.
+        fingerprints: of the model at hand, under any of its reducers; None accepts any.
         table: latency table to use when the benchmark holds none.
 
     Raises:
@@ -77,8 +77,12 @@ def read_timing(
         raise OfframpError(f"benchmark.json: not a benchmark ({reason}); run offramp bench") from (
             None
         )
-    current = [r for r in results if r.batches and fingerprint in (None, r.fingerprint)]
+    current = [r for r in results if r.batches and _among(r.fingerprint, fingerprints)]
     if results and not current:
         return Timing(table=table)
     tables.sort(key=lambda found: found.meta.get("batch_size", 0))
     return Timing(benchmark.get("point"), current, tables[0] if tables else table)
+
+
+def _among(fingerprint: str, known: Collection[str] | None) -> bool:
+    return known is None or fingerprint in known

@@ -32,11 +32,12 @@ def latency_table(
 ) -> dict[int, CostTable]:
     """Median milliseconds per image of every body and head, for each batch size.
 
-    Three programs take turns on the engine: the unmodified backbone, its bodies cut at every exit
+    Three programs take turns on the engine: the chain in one piece, its bodies cut at every exit
     but without heads, and the same with every head and the decision behind it. A head's time is
     what its segment takes longer than the bare body, so it holds everything an active exit costs:
     head, decision, waiting for the answer, and the cut itself. Bodies are scaled to add up to the
-    unmodified backbone, which merged segments come close to.
+    undivided chain, which merged segments come close to: the unmodified backbone, or what a reducer
+    leaves of it.
 
     Args:
         images: preprocessed images (N, 3, H, W), repeated where a batch needs more.
@@ -63,7 +64,7 @@ def latency_table(
 
     with_heads = build.prepare(parts(never, True))
     bare = build.prepare(parts(None, False))
-    modules = {id(m): m for m in (model.chain.whole, model.chain.baseline)}  # mostly one
+    modules = {id(m): m for m in (model.chain.undivided, model.chain.baseline)}  # mostly one
     wholes = [
         static_program(module, model.chain.image_size, engine, options=options)
         for module in modules.values()
@@ -91,7 +92,7 @@ class Round(NamedTuple):
     segment: list[float]
     body: list[float]
     whole: list[float]
-    """The backbone, and the baseline where that is another."""
+    """The undivided chain, and the baseline where that is another."""
 
 
 def per_segment(program: Program, flow: tuple[Tensor, ...]) -> list[float]:

@@ -101,14 +101,21 @@ def uncertainty_run(
             "another split for them"
         )
 
+    from offramp.reduced_run import point_records, reduced_run
+
     def of(part: str, point: "OperatingPoint | None" = None) -> Records:
         if point is None:
             return run.records(part, progress=progress)
-        options = {"engine": point.engine, "precision": point.precision}
-        return run.records(part, **options, progress=progress)
+        return point_records(run, point, part, progress=progress)
 
     held_out, fit = of(split), of(sets_from)
-    foreign = None if outside is None else outside_records(run, outside, len(held_out), progress)
+
+    def abroad(subject: "RunFolder") -> Records | None:
+        if outside is None:
+            return None
+        return outside_records(subject, outside, len(held_out), progress)
+
+    foreign = abroad(run)
     exits = [
         _subject(
             exit_answers(held_out, k),
@@ -118,7 +125,13 @@ def uncertainty_run(
         for k in range(held_out.num_exits)
     ]
     points = {
-        name: _point(point, of(split, point), of(sets_from, point), foreign, alphas)
+        name: _point(
+            point,
+            of(split, point),
+            of(sets_from, point),
+            abroad(reduced_run(run, point.reducer)) if point.reducer else foreign,
+            alphas,
+        )
         for name, point in run.points().items()
     }
     found = Uncertainty(
