@@ -50,8 +50,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "lgvit": ("confidence",),
 }
 JOINT = ("joint_linear", "pabee", "berxit", "msdnet", "boosted")
-MAPS = ("classifier_wise_vit_ee", "classifier_wise_cnn_add_ee")  # heads that read whole token maps
-ONCE = (*JOINT, *MAPS, "lgvit")  # too long to train for every seed
+MAPS = ("classifier_wise_vit_ee", "classifier_wise_cnn_add_ee")  # heads that are networks
+ONCE = (*JOINT, *MAPS, "sdn_heads", "lgvit")  # too long to train for every seed
 SIZES = (64, 80, 96)  # pixels of the smaller look in a cascade; the fine-tuned run has 112
 SMALL = 64
 SEED = re.compile(r"-seed-\d+$")
@@ -81,6 +81,8 @@ def settings(method: str, arguments: argparse.Namespace, backbone: Path) -> list
         return [*given, f"recipe.joint.epochs={arguments.joint_epochs}", "recipe.joint.lr=3e-4"]
     if method in MAPS:
         return [*given, f"recipe.heads.epochs={arguments.map_epochs}"]
+    if method == "sdn_heads":  # keeps whole maps, which no other recipe reads
+        return given
     return [*given, f"recipe.cache_folder={arguments.runs / 'features'}"]
 
 
