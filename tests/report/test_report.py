@@ -13,6 +13,8 @@ from report_runs import invented_benchmark, latencies
 from offramp.calibration import Records, reliability
 from offramp.errors import OfframpError
 from offramp.files import read_json, write_json
+from offramp.joint_calibration import calibrate_jointly
+from offramp.reducers import ReducerSpec
 from offramp.report import facts, gallery, write_report
 from offramp.report.findings import Findings
 from offramp.report.leavers import groups
@@ -116,6 +118,21 @@ def test_plots_are_written(page: Path) -> None:
     assert set(plots) == PLOTS
     with Image.open(plots["tradeoff"]) as picture:
         assert picture.width == 2400  # sharp at 1200 px on dense screens
+
+
+def test_patches_are_followed_under_the_points_reducer(run: RunFolder) -> None:
+    assert "What becomes of the patches" not in write_report(run).read_text()
+    half = ReducerSpec(name="evo_vit", options={"keep": 0.5, "classifier": "class"})
+    calibrate_jointly(run, [half], max_drop=100.0, progress=False, name="half")
+    page = write_report(run)
+    html = page.read_text()
+    assert "Under evo_vit keep = 0.5" in html
+    assert html.count('aria-label="tokens, ') == 3
+    assert "2 at work" in text_of(html)
+    assert "http" not in html
+    assert {f"tokens-{number}" for number in (1, 2, 3)} <= {
+        file.stem for file in (run.path / "plots").glob("*.png")
+    }
 
 
 def test_time_that_was_not_measured_is_said_to_be_so(run: RunFolder) -> None:

@@ -15,6 +15,9 @@ def explain(
     out: Annotated[
         Path | None, typer.Option(help="PNG to write; RUN/tokens-IMAGE.png when omitted.")
     ] = None,
+    point: Annotated[
+        str | None, typer.Option(help="Operating point whose tokens to draw, with its reducer.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw what becomes of an image's patches, block by block.
@@ -23,27 +26,18 @@ def explain(
 
     Example: [bold]offramp explain runs/evit photo.png[/]
     """
-    from PIL import Image
-
-    from offramp.chains.reduced import ReducedChain
-    from offramp.data import eval_transform, read_image
-    from offramp.reducers import kept_tokens
+    from offramp.data import read_image
+    from offramp.reduced_run import reduced_run
     from offramp.report.style import save_png
-    from offramp.report.token_picture import tally, token_picture
+    from offramp.report.token_picture import follow_tokens, tally
     from offramp.runs import RunFolder
 
-    model = RunFolder(run).check().model
-    links = model.chain
-    if not isinstance(links, ReducedChain):
+    folder = RunFolder(run).check()
+    spec = None if point is None else folder.point(point)[1].reducer
+    model = reduced_run(folder, spec).model
+    if model.config.reducer is None:
         raise OfframpError(f"{run}: this model has no reducer, so there is nothing to explain")
-    seen = eval_transform(model.preprocessing)(read_image(image))  # (3, H, W)
-    maps = kept_tokens(links, seen[None])
-    mean, std = (
-        seen.new_tensor(values)[:, None, None]
-        for values in (model.preprocessing.mean, model.preprocessing.std)
-    )
-    pixels = (255 * (seen * std + mean)).clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    drawn = token_picture(Image.fromarray(pixels), links.base.grid, maps)
+    drawn, maps = follow_tokens(model, read_image(image))
     path = save_png(drawn, out or run / f"tokens-{image.stem}.png")
     if as_json:
         blocks = [

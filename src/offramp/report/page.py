@@ -19,6 +19,7 @@ from offramp.report.findings import Findings
 from offramp.report.frontier import plot_frontier, read_frontier
 from offramp.report.style import css_variables, save_png, styled, to_svg
 from offramp.report.tables import threshold_name
+from offramp.report.tokens import Tokens
 from offramp.runs import RunFolder
 from offramp.tasks import figure_name
 from offramp.uncertainty.evaluation import UNCERTAINTY, read_uncertainty
@@ -70,6 +71,10 @@ class Page:
     def shelves(self) -> list[gallery.Shelf]:
         return gallery.shelves(self.findings, self.chosen) if self.chosen else []
 
+    @cached_property
+    def tokens(self) -> Tokens:
+        return Tokens(self.findings)
+
     def plots(self) -> Iterator[tuple[str, Draw]]:
         """File name and drawing of every PNG."""
         found, chosen = self.findings, self.chosen
@@ -84,6 +89,8 @@ class Page:
             yield "anytime", partial(plot_anytime, self.anytime)
         if self.trust:
             yield "uncertainty", partial(trust.plot_selective, self.trust)
+        for number, followed in enumerate(self.tokens.followed, 1):
+            yield f"tokens-{number}", partial(self.tokens.draw, followed)
         if chosen is None:
             return
         yield "exits", partial(leavers.plot_shares, found, chosen)
@@ -134,6 +141,11 @@ class Page:
                 for name, values in self.groups.items()
             ],
             "shelves": self.shelves,
+            "reducer": self.tokens.reducer,
+            "tokens": [
+                (followed.label, self._svg(f"tokens, {followed.label}", self.tokens.draw, followed))
+                for followed in self.tokens.followed
+            ],
             "reliability": [
                 self._svg(f"reliability, {r.exit_name}", diagrams.plot_reliability, r, k, exits)
                 for k, r in enumerate(self.reliability)

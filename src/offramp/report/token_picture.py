@@ -8,7 +8,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from offramp.chains.reduced import TokenMap
+from offramp.chains.reduced import ReducedChain, TokenMap
+from offramp.data import eval_transform
+from offramp.errors import OfframpError
+from offramp.model import MultiExitModel
+from offramp.reducers import kept_tokens
 from offramp.report.style import ROLES, figure
 
 Pixels = NDArray[np.float64]
@@ -43,6 +47,23 @@ def painted(image: Image.Image, grid: tuple[int, int], found: TokenMap, row: int
     tiles[token < 0] = PAPER
     together = tiles.reshape(rows, columns, height // rows, -1, 3).transpose(0, 2, 1, 3, 4)
     return together.reshape(height, width, 3)
+
+
+def follow_tokens(model: MultiExitModel, image: Image.Image) -> tuple[Figure, list[TokenMap]]:
+    """An image as the network sees it after every block, and where its patches are.
+
+    Raises:
+        OfframpError: for a model without a reducer.
+    """
+    links = model.chain
+    if not isinstance(links, ReducedChain):
+        raise OfframpError("this model has no reducer, so every token stays")
+    prepared = model.preprocessing
+    seen = eval_transform(prepared)(image)  # (3, H, W)
+    maps = kept_tokens(links, seen[None])
+    mean, std = (seen.new_tensor(v)[:, None, None] for v in (prepared.mean, prepared.std))
+    pixels = (255 * (seen * std + mean)).clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return token_picture(Image.fromarray(pixels), links.base.grid, maps), maps
 
 
 def token_picture(image: Image.Image, grid: tuple[int, int], maps: Sequence[TokenMap]) -> Figure:
