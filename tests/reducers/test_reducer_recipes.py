@@ -7,17 +7,21 @@ import torch
 from reduced_models import noise, reduced_model
 from torch.nn import functional as F
 
+import offramp
 from offramp.data import open_dataset
 from offramp.errors import OfframpError
 from offramp.fitting import fit
 from offramp.model import MultiExitModel
 from offramp.training import RECIPES
+from offramp.training.passage import passage
 from offramp.training.recipe import StageSettings, Step
 from offramp.training.recipes.dynamicvit import Lessons, SparseDistillation, predictors
 from offramp.training.recipes.evit import ShrinkingCrossEntropy, shrinking_rate
+from offramp.training.recipes.evo_levit import FourHeads
 from offramp.training.recipes.evo_vit import LayerToStage
 from offramp.training.run_config import RunConfig
 from offramp.training.schedule import learning_rates, scale_rates
+from offramp.zoo.evo_levit import EvoBlock
 
 BRIEF = {"epochs": 1, "batch_size": 64}
 
@@ -172,3 +176,43 @@ def test_a_recipe_file_names_the_reducer() -> None:
     model = config.build(open_dataset("digits"))
     assert model.chain.reducer.merged == [2] * 4
     assert RunConfig.model_validate(config.dump()) == config
+
+
+def test_evo_levit_learns_its_trade_offs_late() -> None:
+    torch.manual_seed(0)
+    sizes = {"embed_dim": (16, 24, 32), "key_dim": 8, "num_heads": (2, 3, 4), "depth": (3, 1, 1)}
+    model = offramp.create(
+        "evo_levit_128s",
+        exits="linear",
+        at=[2],
+        num_classes=10,
+        image_size=80,
+        backbone_args={**sizes, "auxiliary": True},
+    ).eval()
+    images, targets = noise(6, 80), torch.arange(6)
+    objective = FourHeads(model, 2, "uniform")
+    blocks = [step for step in model.backbone.steps if isinstance(step, EvoBlock)]
+
+    def settled(epoch: int) -> tuple[set[bool], set[bool]]:
+        values = objective(Step(images, targets, targets, 0, epoch))
+        states = passage(model, images).states
+        heads = [F.cross_entropy(a, targets) for a in model.backbone.answers(*states[-1])]
+        early = F.cross_entropy(model(images)[0][0], targets)
+        torch.testing.assert_close(values["loss"], (early + sum(heads) / 4) / 2)
+        return {b.layered for b in blocks}, {b.attn.learned for b in blocks}
+
+    assert settled(1) == ({True}, {False})
+    assert settled(2) == ({False}, {True})
+    settled(0)
+    objective.close()
+    assert {b.attn.learned for b in blocks} == {True}
+    model.train()
+    objective(Step(images, targets, targets, 0, 2))["loss"].backward()
+    heads = [model.backbone.head_cls, model.backbone.head_cls_dist]
+    assert all(p.grad is not None for head in heads for p in head.parameters())
+
+
+def test_evo_levit_needs_the_class_tokens_heads() -> None:
+    for model in (reduced_model(None), offramp.create("evo_levit_128s", exits=[])):
+        with pytest.raises(OfframpError, match=r"backbone_args\.auxiliary"):
+            FourHeads(model, 0, "uniform")

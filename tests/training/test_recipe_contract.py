@@ -29,6 +29,21 @@ HEADS = {"berxit": "berxit", "jei_dnn": "jei_dnn", "lgvit": "lgvit", "ztw": "ztw
 REDUCERS = {"dynamicvit", "evit", "evo_vit"}
 
 
+def evo_levit() -> MultiExitModel:
+    sizes = {"embed_dim": (16, 24, 32), "key_dim": 8, "num_heads": (2, 3, 4), "depth": (3, 1, 1)}
+    return create(
+        "evo_levit_128s",
+        exits="mlp",
+        at=[1, 3],
+        num_classes=10,
+        image_size=80,
+        backbone_args={**sizes, "auxiliary": True},
+    )
+
+
+OWN = {"evo_levit": evo_levit}
+
+
 def stage_fields(name: str) -> list[str]:
     fields = RECIPES.get(name).model_fields
     return [key for key, field in fields.items() if field.annotation is StageSettings]
@@ -45,6 +60,8 @@ def recipe_of(name: str, epochs: int, options: dict[str, Any]) -> Recipe:
 def small_model(name: str) -> MultiExitModel:
     """Two heads of the kind a recipe is for, on a backbone with dropout."""
     torch.manual_seed(0)
+    if name in OWN:
+        return OWN[name]()
     sizes = {"patch_size": 2, "embed_dim": 32, "depth": 4, "num_heads": 2, "proj_drop_rate": 0.1}
     return create(
         "deit_tiny_patch16_224",

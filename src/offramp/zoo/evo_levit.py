@@ -183,9 +183,7 @@ class EvoLevit(nn.Module):
         )
         for table in (self.cls_token, self.pos_embed, *self._tables()):
             trunc_normal_(table, std=0.02)
-        for attention in self.modules():
-            if isinstance(attention, EvoAttention):
-                attention.learned = learned
+        self.learn_tradeoffs(learned)
 
     def _tables(self) -> list[nn.Parameter]:
         return [step.position for step in self.steps if isinstance(step, EvoSubsample)]
@@ -195,6 +193,12 @@ class EvoLevit(nn.Module):
         for step in self.steps:
             if isinstance(step, EvoBlock):
                 step.layered = selection == "layer"
+
+    def learn_tradeoffs(self, learned: bool) -> None:
+        """Learn the trade-offs, or take ½ for all of them."""
+        for attention in self.modules():
+            if isinstance(attention, EvoAttention):
+                attention.learned = learned
 
     def embed(self, images: Tensor) -> State:
         """Images (B, 3, H, W) → the first state."""
