@@ -40,7 +40,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "classifier_wise_vit_ee": ("confidence",),
     "classifier_wise_cnn_add_ee": ("confidence",),
     "sdn_heads": ("best_of",),
-    "deebert": ("entropy",),
+    "deebert": ("entropy", "patience"),
     "ztw": ("confidence", "ztw_geometric"),
     "boosted": ("boosted",),
     "joint_linear": ("confidence", "patience"),
