@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from offramp.joint_calibration import calibrate_jointly
-from offramp.reduced_run import point_records, reduced_run, settled
 
 from offramp.calibration import OperatingPoint, evaluate
 from offramp.chains import chain
@@ -25,6 +23,8 @@ from offramp.costs import describe_environment
 from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
 from offramp.files import write_json
+from offramp.joint_calibration import calibrate_jointly
+from offramp.reduced_run import point_records, reduced_run, settled
 from offramp.reducers import ReducerSpec
 from offramp.runs import RunFolder, calibrate_run
 from offramp.runtime import bench, latency_table

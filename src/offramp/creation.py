@@ -98,7 +98,7 @@ def create(
         exits=sorted(specs, key=lambda spec: spec.after),
         reducer=fewer,
         preprocessing=preprocessing_of(links, preprocessing),
-        labels=labels,
+        labels=labels or _labels_of(module, links.num_classes),
         task=task,
         target=(target or Target()) if task == "regression" else None,
     )
@@ -130,6 +130,14 @@ def _outputs(num_classes: int | None, task: str, target: Target | None) -> int |
     if num_classes not in (None, 1):
         raise OfframpError(f"num_classes = {num_classes}, but a regression model has one output")
     return 1
+
+
+def _labels_of(backbone: nn.Module, count: int) -> list[str] | None:
+    """Names of the classes that a transformers model brings; its placeholders are none."""
+    known = getattr(getattr(backbone, "config", None), "id2label", None) or {}
+    names = [str(known.get(k, "")) for k in range(count)]
+    told = all(names) and any(name != f"LABEL_{k}" for k, name in enumerate(names))
+    return names if told else None
 
 
 def _name_of(backbone: nn.Module) -> str:

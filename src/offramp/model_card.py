@@ -23,12 +23,13 @@ def model_card(
             "layers", "macs", "time"}]}``, accuracies in percent, in regression ``mae`` and ``rmse``
             instead, speed-ups as ratios; absent ones are None.
     """
-    sources = [name if "/" in name else f"timm/{name}" for name in config.sources]
+    known = [] if config.external else config.sources  # an object has no place on the Hub
+    sources = [name if "/" in name else f"timm/{name}" for name in known]
     front: dict[str, Any] = {
         "library_name": "offramp",
         "pipeline_tag": "image-classification" if config.task == "classification" else "other",
         "tags": ["early-exit", "dynamic-inference", "offramp"],
-        "base_model": sources[0] if len(sources) == 1 else sources,
+        **({"base_model": sources[0] if len(sources) == 1 else sources} if sources else {}),
     }
     heads = "\n".join(
         f"| block {spec.after} | {spec.head} | "

@@ -104,6 +104,18 @@ def test_a_model_without_classifier_is_refused() -> None:
         offramp.create(model)
 
 
+def test_class_names_come_with_the_object_but_placeholders_do_not(tmp_path: Path) -> None:
+    module: Any = VARIANTS["hf vit"].make()
+    assert offramp.create(module).labels is None
+    names = [f"kind {k}" for k in range(module.num_labels)]
+    module.config.id2label = dict(enumerate(names))
+    model = offramp.create(module)
+    assert model.labels == names
+    assert offramp.create(module, labels=names[::-1]).labels == names[::-1]
+    model.save_pretrained(tmp_path)
+    assert "base_model" not in (tmp_path / "README.md").read_text()
+
+
 def test_an_image_processor_says_how_images_are_prepared() -> None:
     from transformers import BitImageProcessor, ViTImageProcessor
 
