@@ -118,6 +118,7 @@ def main(arguments: argparse.Namespace) -> None:
             specs += [f"{run}:{policy}" for policy in METHODS[method]]
     if arguments.cascades:
         plain = [*settings(BACKBONE, arguments, backbone), f"model.image_size={SMALL}"]
+        plain.append(f"recipe.finetune.epochs={arguments.small_epochs}")
         small = trained(BACKBONE, 0, arguments.runs, plain, f"{BACKBONE}-{SMALL}-px")
         sizes = ",".join(str(size) for size in (*SIZES, 112))
         pools = ([f"{backbone}@{sizes}"], [str(backbone), str(small)])
@@ -148,6 +149,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-cascades", dest="cascades", action="store_false")
     parser.add_argument("--joint-epochs", type=int, default=1, help="default: 1")
     parser.add_argument("--map-epochs", type=int, default=2, help="of heads on token maps")
+    parser.add_argument("--small-epochs", type=int, default=2, help="of the cascade's small model")
     parser.add_argument("--limit", type=int, help="training images, to try the road")
     parser.add_argument("--engine", help="also time each, as openvino or openvino:bf16")
     parser.add_argument("--runs", type=Path, default=Path("runs/method_comparison"))
