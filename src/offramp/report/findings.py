@@ -89,9 +89,9 @@ class Findings:
             table=timed[0].time if timed else None,
         )
         self._times = {_strength(point): point.time for point in reversed(timed)}
-        benched = points.get(self.timing.point or "")
-        if benched is not None and self.timing.table not in self._times.values():
-            self._times[_strength(benched)] = self.timing.table
+        if self.timing.table not in self._times.values():
+            benched = points.get(self.timing.point or "")
+            self._times["" if benched is None else _strength(benched)] = self.timing.table
         self._costs = {"": run.costs}
         if evaluation.get("fingerprint") not in (None, self.records.meta.fingerprint):
             evaluation = {}  # of earlier weights
