@@ -117,7 +117,8 @@ def test_a_failure_is_named_and_leaves_what_is_there(
 
 
 def test_every_short_recipe_is_on_the_road() -> None:
-    files = {path.stem for path in (HOME / "recipes").glob("*_digits_grid_*.yaml")}
+    recipes = (HOME / "recipes").glob("*_digits_grid_*.yaml")
+    files = {path.stem for path in recipes if "every_backbone.py" in path.read_text()}
     assert set(every.MODELS.values()) == files
     for stem in files:
         config = load_run_config(HOME / "recipes" / f"{stem}.yaml", [])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ class FeatureCache:
         folder: where the files lie; they are removed by ``close``.
         gigabytes: size limit of all files together.
     """
+
+    lasting: ClassVar[bool] = False
+    """Whether other runs may find what is kept."""
 
     def __init__(self, folder: Path, gigabytes: float) -> None:
         if gigabytes <= 0:

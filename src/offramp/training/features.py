@@ -14,6 +14,8 @@ from offramp.training.every_image import EveryImage
 from offramp.training.feature_cache import FeatureCache
 from offramp.training.recipe import Step
 
+PROBED = 8  # images that tell whose features are on disk
+
 
 class Features(NamedTuple):
     """What each early head reads, the last block's state, and what the full model answers."""
@@ -58,27 +60,24 @@ class FrozenFeatures:
         if self.cache is None:
             return
         self.cache.clear()
-        stream = iter(images)
-        first = next(stream)
-        flat = self._flat(self.compute(first.images))
-        key = self.key(first, flat)
+        key = self.key(next(iter(images))) if self.cache.lasting else ""
         self.complete = self.cache.find(key, images.ids)
         if self.complete:
             return
-        self.complete = self.cache.add(first.ids, flat) and all(
-            self.cache.add(batch.ids, self._flat(self.compute(batch.images))) for batch in stream
+        self.complete = all(
+            self.cache.add(batch.ids, self._flat(self.compute(batch.images))) for batch in images
         )
         if self.complete:
             self.cache.keep(key)
 
-    def key(self, first: Batch, flat: list[Tensor]) -> str:
+    def key(self, batch: Batch) -> str:
         """What decides features, as a word: the backbone's weights, and pixels and features of the
-        first batch, which differ where anything else does (blocks that are read, taps,
+        first images, which differ where anything else does (blocks that are read, taps,
         pre-processing, precision, data set, device)."""
+        images = batch.images[:PROBED]  # the same few at any batch size
         weights = {f"weights.{name}": x for name, x in self.model.backbone.state_dict().items()}
-        seen = {"images": first.images, "ids": first.ids}
-        said = {f"features.{i}": tensor for i, tensor in enumerate(flat)}
-        return tensor_digest({**weights, **seen, **said})
+        said = {f"features.{i}": x for i, x in enumerate(self._flat(self.compute(images)))}
+        return tensor_digest({**weights, **said, "images": images, "ids": batch.ids[:PROBED]})
 
     @torch.no_grad()
     def compute(self, images: Tensor) -> Features:

@@ -25,6 +25,8 @@ class SharedFeatureCache(FeatureCache):
         gigabytes: size limit of one of them; what does not fit is not kept for other runs.
     """
 
+    lasting = True
+
     def __init__(self, folder: Path, gigabytes: float) -> None:
         super().__init__(folder, gigabytes)
         self.shared = folder
