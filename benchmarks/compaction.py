@@ -83,6 +83,13 @@ def commit() -> str:
     return answer.stdout.strip() or "unknown"
 
 
+def told_without(words: list[str], path: str) -> str:
+    """How a result came about, with PATH instead of a place on somebody's machine."""
+    script, *rest = words
+    told = ["PATH" if word == path else word for word in rest]
+    return " ".join(["python", f"benchmarks/{Path(script).name}", *told])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", type=Path, help="run folder")

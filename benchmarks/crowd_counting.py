@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from compaction import commit
+from compaction import commit, told_without
 
 from offramp.costs import describe_environment
 from offramp.errors import OfframpError
@@ -61,7 +61,7 @@ def main(arguments: argparse.Namespace) -> None:
     heads = {head: one(head, arguments) for head in arguments.only or HEADS}
     found = {
         "benchmark": "crowd_counting",
-        "command": "python benchmarks/crowd_counting.py " + " ".join(sys.argv[1:]),
+        "command": told_without(sys.argv, arguments.pretrained),
         "commit": commit(),
         "environment": describe_environment(),
         "heads": heads,

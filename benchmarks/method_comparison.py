@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from compaction import commit
+from compaction import commit, told_without
 
 from offramp.cascades import Plan, search
 from offramp.cascades.contestants import contestants, macs_of, pool_of
@@ -133,7 +133,7 @@ def main(arguments: argparse.Namespace) -> None:
     found = found.model_copy(update={"methods": named})
     told = {
         "benchmark": "method_comparison",
-        "command": "python benchmarks/method_comparison.py " + " ".join(sys.argv[1:]),
+        "command": told_without(sys.argv, arguments.pretrained),
         "commit": commit(),
     }
     write_json(arguments.out, told | found.model_dump(mode="json"))
