@@ -129,8 +129,10 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.engine:
         engine, _, precision = arguments.engine.partition(":")
         found = time_methods(found, specs, engine=engine, precision=precision or None)
-    named = [m.model_copy(update={"name": SEED.sub("", m.name)}) for m in found.methods]
-    found = found.model_copy(update={"methods": named})
+    for method in found.methods:
+        method.name = SEED.sub("", method.name)
+        if method.recipe["model"].get("pretrained") == arguments.pretrained:
+            method.recipe["model"]["pretrained"] = "PATH"
     told = {
         "benchmark": "method_comparison",
         "command": told_without(sys.argv, arguments.pretrained),
