@@ -103,8 +103,10 @@ def cascade(name: str, given: list[str], runs: Path) -> Path | None:
         print(f"{name}: every pair is worse than a model alone", file=sys.stderr)
         return None
     best = min(pairs, key=worth)
-    print(f"{name}: {' then '.join(pool.names[m] for m in best.members)}", file=sys.stderr)
-    save_cascade([members[m] for m in best.members], path)
+    names = [pool.names[m] for m in best.members]
+    print(f"{name}: {' then '.join(names)}", file=sys.stderr)
+    by_name = {member.name: member for member in members}
+    save_cascade([by_name[name] for name in names], path)
     return path
 
 
