@@ -15,8 +15,20 @@ def methods(found: Json) -> str:
     return (
         "### Methods\n\n"
         + markdown(known)
+        + "\nEpochs of training (heads of the frozen ones on cached features; the others with the "
+        "backbone): "
+        + "; ".join(dict.fromkeys(f"{m.name} {_epochs(m.recipe)}" for m in known.methods))
+        + ". Methods with one epoch are far from trained, and their rows say little about them. "
+        "Training times were taken beside other load.\n"
         + "\nFile: `benchmarks/results/method_comparison.json`.\n"
     )
+
+
+def _epochs(recipe: Json) -> str:
+    """Epochs of a recipe's stages, in their order."""
+    stages = [stage for stage in recipe["recipe"].values() if isinstance(stage, dict)]
+    counts = [stage["epochs"] for stage in stages if stage.get("epochs")]
+    return " + ".join(map(str, counts)) or "none"
 
 
 def risks(found: Json) -> str:
