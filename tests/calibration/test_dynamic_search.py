@@ -77,7 +77,7 @@ def test_three_early_exits_against_every_setting() -> None:
 
 
 def test_both_searches_agree_about_what_can_be_had() -> None:
-    """Neither is exact from three early exits on, so now and then one misses a few samples of 60."""
+    """Neither is exact from three early exits on: now and then one misses a few samples of 60."""
     gaps = []
     for seed, exits, price in itertools.product(range(8), (2, 4, 6), (0.1, 0.25, 1.0)):
         values = []
