@@ -5,14 +5,17 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from offramp.errors import OfframpError
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
@@ -48,6 +51,16 @@ def read_json(path: Path | str) -> Any:
         raise OfframpError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise OfframpError(f"{path}: not valid JSON ({error})") from None
+
+
+def read_model(kind: type[M], path: Path | str, what: str) -> M:
+    """What a JSON file says, checked; raises `OfframpError` naming file and key, or ``what``."""
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or what
+        raise OfframpError(f"{path}: {key}: {first['msg']}") from None
 
 
 def write_tensors(

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from offramp.errors import OfframpError
-from offramp.files import read_json, write_json
+from offramp.files import read_model, write_json
 
 
 class CostTable(BaseModel):
@@ -89,9 +89,4 @@ class CostTable(BaseModel):
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """Read a saved table, or raise `OfframpError` naming file and key."""
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "cost table"
-            raise OfframpError(f"{path}: {key}: {first['msg']}") from None
+        return read_model(cls, path, "cost table")

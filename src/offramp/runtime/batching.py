@@ -8,10 +8,9 @@ from math import ceil, inf
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from offramp.errors import OfframpError
-from offramp.files import read_json, write_json
+from offramp.files import read_model, write_json
 
 SLACK = 1.01
 """A batch size is as good as the best when a sample takes at most so much longer in it."""
@@ -70,12 +69,7 @@ class BatchTimes(BaseModel):
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """Read a saved table, or raise `OfframpError` naming file and key."""
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "batch times"
-            raise OfframpError(f"{path}: {key}: {first['msg']}") from None
+        return read_model(cls, path, "batch times")
 
 
 class Curve:

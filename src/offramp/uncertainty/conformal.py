@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from offramp.calibration.records import Records
 from offramp.data.randomness import sample_keys, uniforms
 from offramp.errors import OfframpError
-from offramp.files import read_json, write_json
+from offramp.files import read_model, write_json
 from offramp.policies.base import policy_from_config
 from offramp.uncertainty.answers import Answers, exit_answers, mixture_answers
 from offramp.uncertainty.conformal_scores import METHODS, Method
@@ -116,12 +116,7 @@ class Conformal(BaseModel):
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """Read saved sets, or raise `OfframpError` naming file and key."""
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "prediction sets"
-            raise OfframpError(f"{path}: {key}: {first['msg']}") from None
+        return read_model(cls, path, "prediction sets")
 
 
 def conformal(
