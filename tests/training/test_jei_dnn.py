@@ -385,6 +385,21 @@ def test_a_sweep_keeps_a_model_per_price(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("features*"))
 
 
+def test_gates_may_learn_faster(tmp_path: Path) -> None:
+    """The first steps are the gates' turn: with plain SGD they move in proportion to their rate."""
+    joint = StageSettings(
+        epochs=1, batch_size=128, lr=1e-3, optimizer="sgd", sched="constant", clip_grad=None
+    )
+    gate = "exits.0.gate.weight"
+    moved = []
+    for rate in (1.0, 10.0):
+        model = small()
+        before = model.state_dict()[gate].clone()
+        after = trained(tmp_path / f"{rate}", model, warmup=brief(0), joint=joint, gate_rate=rate)
+        moved.append(after[gate] - before)
+    torch.testing.assert_close(moved[1], 10 * moved[0], rtol=1e-3, atol=1e-7)
+
+
 def test_defaults_are_the_papers() -> None:
     recipe = RECIPES.get("jei_dnn")()
     assert (recipe.joint.optimizer, recipe.joint.lr, recipe.joint.min_lr) == (

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from offramp.errors import OfframpError
+from offramp.training import RECIPES, recipes
 from offramp.training.run_config import load_run_config
 from tiny import tiny_model
 
@@ -15,7 +16,7 @@ GOOD = {
     "data": {"name": "digits"},
     "recipe": {"name": "lgvit"},
 }
-RECIPES = sorted(Path(__file__).parents[2].glob("recipes/*.yaml"))
+FILES = sorted(Path(__file__).parents[2].glob("recipes/*.yaml"))
 
 
 def write(tmp_path: Path, **changes: object) -> Path:
@@ -76,6 +77,21 @@ def test_overrides_are_yaml(tmp_path: Path) -> None:
             load_run_config(path, [override])
 
 
+def test_a_section_changes_what_it_names(tmp_path: Path) -> None:
+    path = write(tmp_path, recipe={"name": "jei_dnn", "joint": {"epochs": 3}})
+    recipe = load_run_config(path, ["recipe.joint.lr=0.5"]).dump()["recipe"]
+    own = RECIPES.get("jei_dnn")().model_dump()["joint"]
+    assert own["optimizer"] == "momentum"  # not the optimizer of other recipes
+    assert recipe["joint"] == own | {"epochs": 3, "lr": 0.5}
+
+
+def test_every_recipe_is_registered() -> None:
+    folder = Path(recipes.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    homes = {RECIPES.get(name).__module__.rpartition(".")[2] for name in RECIPES.names()}
+    assert files == homes
+
+
 def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
     config = load_run_config(write(tmp_path, exits=[{"after": 2, "head": "linear"}]))
     path = tmp_path / "again.yaml"
@@ -83,7 +99,7 @@ def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
     assert load_run_config(path).dump() == config.dump()
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_committed_recipes_are_valid(path: Path) -> None:
     config = load_run_config(path)
     assert config.recipe.stages(tiny_model("linear"))

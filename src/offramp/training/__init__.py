@@ -17,6 +17,7 @@ for _file in (
     "dynamicvit",
     "end_to_end",
     "evit",
+    "evo_levit",
     "evo_vit",
     "finetune",
     "frozen",

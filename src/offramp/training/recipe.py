@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -189,6 +190,18 @@ class Recipe(BaseModel, ABC):
 
     model_config = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _amend(cls, values: Any) -> Any:
+        """A section of settings changes what it names; the rest of the recipe's own stays."""
+        if not isinstance(values, dict):
+            return values
+        return values | {
+            name: amended(cls.model_fields[name], given)
+            for name, given in values.items()
+            if isinstance(given, dict) and name in cls.model_fields
+        }
+
     @abstractmethod
     def stages(self, model: MultiExitModel) -> list[Stage]:
         """The stages in order; a model has as many layers to train as it has exits."""
@@ -201,6 +214,14 @@ register_recipe = RECIPES.register
 def settings(**values: Any) -> Any:
     """A field of a recipe that holds stage settings with other defaults than `StageSettings`."""
     return Field(default_factory=lambda: StageSettings(**values))
+
+
+def amended(field: FieldInfo, given: dict[str, Any]) -> dict[str, Any]:
+    """What a section says, over what the field's default says besides."""
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if not isinstance(default, BaseModel):
+        return given
+    return {name: getattr(default, name) for name in default.model_fields_set} | given
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -81,6 +81,12 @@ class JEIDNN(Caching):
         default="macs",
         description="macs, time (measured here), blocks (l/L), or a cost table's file",
     )
+    gate_rate: float = Field(
+        default=1.0,
+        gt=0,
+        description="learning rate of the gates over the heads'; a gate has five weights, which "
+        "with Adam move by one rate a step",
+    )
     turns: Turns = Field(default_factory=Turns)
 
     @field_validator("tradeoffs")
@@ -101,8 +107,11 @@ class JEIDNN(Caching):
             options = self.joint.model_copy(update={"epochs": self.following} if later else {})
             name = "joint" if len(self.tradeoffs) == 1 else f"joint {tradeoff:g}"
             build = partial(self._joint, shelf=shelf, tradeoff=tradeoff, epochs=options.epochs)
-            found.append(Stage(name, options, build, exits, fixed))
+            found.append(Stage(name, options, build, exits, fixed, rates=self._rates))
         return found
+
+    def _rates(self, model: MultiExitModel) -> list[tuple[Parameters, float]]:
+        return [(gates(model), self.gate_rate)]
 
     def _warm_up(self, shelf: Shelf) -> Callable[[MultiExitModel, Path], Objective]:
         def build(model: MultiExitModel, run: Path) -> Objective:
