@@ -65,24 +65,39 @@ def measure_reducers(
         the untouched model first, then the candidates in their order.
     """
     chains = [links, *(reduced(links, spec) for spec in specs)]
+    took = time_chains(
+        chains, images, engine=engine, options=options, rounds=rounds, warmup=warmup
+    )
+    return [
+        Timed(
+            spec=None if k == 0 else specs[k - 1],
+            tokens=token_count(chain),
+            ms=median(row[k] for row in took),
+            ratio=median(row[k] / row[0] for row in took),
+        )
+        for k, chain in enumerate(chains)
+    ]
+
+
+def time_chains(
+    chains: Sequence[Chain],
+    images: Tensor,
+    *,
+    engine: str = "torch",
+    options: EngineOptions | None = None,
+    rounds: int = 15,
+    warmup: int = 3,
+) -> list[list[float]]:
+    """Milliseconds of every chain, as one program without exits, in every measured round."""
     options = options or EngineOptions(batch_size=len(images))
-    programs = [static_program(c, links.image_size, engine, options=options) for c in chains]
+    programs = [static_program(c, c.image_size, engine, options=options) for c in chains]
     took: list[list[float]] = []
     for turn in range(warmup + rounds):
         row = [0.0] * len(programs)
         for k in random.Random(turn).sample(range(len(programs)), len(programs)):
             row[k] = timed(programs[k], images, device=images.device)[0]
         took.append(row)
-    measured = took[warmup:]
-    return [
-        Timed(
-            spec=None if k == 0 else specs[k - 1],
-            tokens=token_count(chain),
-            ms=median(row[k] for row in measured),
-            ratio=median(row[k] / row[0] for row in measured),
-        )
-        for k, chain in enumerate(chains)
-    ]
+    return took[warmup:]
 
 
 def token_count(links: Chain) -> int:

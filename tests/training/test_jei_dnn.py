@@ -12,7 +12,7 @@ from torch import Tensor
 
 import offramp
 from offramp.costs import CostTable
-from offramp.data import open_dataset
+from offramp.data import Batch, open_dataset
 from offramp.errors import OfframpError
 from offramp.exits.gated import gates
 from offramp.fitting import fit
@@ -20,6 +20,7 @@ from offramp.model import MultiExitModel
 from offramp.policies.jei_dnn import exit_mass
 from offramp.training import RECIPES, Objective, StageSettings, Step
 from offramp.training.bilevel import GatesAndHeads, Turns
+from offramp.training.every_image import EveryImage
 from offramp.training.gating import (
     best_exit,
     class_balance,
@@ -213,6 +214,20 @@ def test_gates_and_heads_learn_in_turn_and_apart(tmp_path: Path) -> None:
         assert touched(gates(model)) is gating
         assert touched(heads(model)) is not gating
         assert all(p.grad is None for p in model.backbone.parameters())
+
+
+def test_gates_may_learn_from_images_that_nothing_else_saw(tmp_path: Path) -> None:
+    model = tiny_model("jei_dnn")
+    other = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    batch = Batch(other, torch.arange(5) + 1, torch.arange(5) + 100)
+    images = EveryImage(batch.ids, lambda: iter([batch]), lambda: iter([batch]))
+    objective = joint(model, tmp_path, gates_see="validation")
+    objective.prepare(images)
+    found = objective(step())["gates"]
+    there = joint(model, tmp_path)(step()._replace(images=other, targets=batch.labels))["gates"]
+    torch.testing.assert_close(found, there)
+    assert not torch.isclose(found, joint(model, tmp_path)(step())["gates"])
+    torch.testing.assert_close(objective(step(2)), joint(model, tmp_path)(step(2)))  # heads' turn
 
 
 def test_the_heads_turn_is_the_coupled_loss(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
 from offramp.policies.jei_dnn import exit_mass
+from offramp.training.every_image import EveryImage
 from offramp.training.features import Features
 from offramp.training.gating import (
     Balance,
@@ -38,6 +39,11 @@ class Turns(BaseModel):
         default="global",
         description="steps count through the stage; released: per_epoch, so that an epoch of fewer "
         "trains the gates alone",
+    )
+    gates_see: Literal["train", "validation"] = Field(
+        default="train",
+        description="images that gates learn from; on training images early heads and backbone are "
+        "better than they will be, which tells gates to let go too soon",
     )
     criterion: Criterion = Field(
         default="loss", description="what an exit is judged by besides its cost"
@@ -95,6 +101,7 @@ class GatesAndHeads(HeadsOnKeptFeatures):
         self.turns, self.tradeoff, self.epochs, self.done = turns, tradeoff, epochs, done
         self.steps, early = 0, len(model.exits)
         self.heard: list[tuple[float, float, int]] = []
+        self.held_out: list[tuple[Features, Tensor]] = []
         self.costs = torch.tensor(list(costs))
         # Direct buffers are part of a checkpoint.
         self.register_buffer("positive", torch.ones(early))
@@ -107,17 +114,35 @@ class GatesAndHeads(HeadsOnKeptFeatures):
         before = int(self.begun) if self.turns.counting == "per_epoch" else 0
         return (step.number - before) // self.turns.every % 2 == 0
 
+    def prepare(self, images: EveryImage) -> None:
+        super().prepare(images)
+        if self.turns.gates_see == "validation":
+            self.held_out = [
+                (self.features.compute(batch.images), batch.labels.to(batch.images.device))
+                for batch in images.held_out()
+            ]
+
     def losses(self, features: Features, step: Step) -> dict[str, Tensor]:
         self.steps = step.number + 1
-        said: list[Any] = self.answers(features)
+        if not self.gating(step):
+            return self.teach_heads(self.answers(features), step.targets)
+        if self.held_out:
+            features, targets = self.held_out[step.number % len(self.held_out)]
+            return self.teach_gates(self.answers(features), targets, features.final)
+        return self.teach_gates(self.answers(features), step.targets, features.final)
+
+    def teach_gates(
+        self, said: Sequence[Any], targets: Tensor, final: Tensor
+    ) -> dict[str, Tensor]:
         gates = torch.stack([outputs.gate for outputs in said], dim=1)
-        if self.gating(step):
-            logits = [*(outputs.logits for outputs in said), features.final]
-            best = self.best(logits, step.targets)
-            targets, asked = gate_targets(best, len(said), self.turns.targets)
-            loss = gate_loss(gates, targets, self.positive.to(gates.device), asked)
-            return {"loss": loss, "gates": loss}
-        losses = [self.model.task.losses(outputs.logits, step.targets) for outputs in said]
+        best = self.best([*(outputs.logits for outputs in said), final], targets)
+        wanted, asked = gate_targets(best, len(said), self.turns.targets)
+        loss = gate_loss(gates, wanted, self.positive.to(gates.device), asked)
+        return {"loss": loss, "gates": loss}
+
+    def teach_heads(self, said: Sequence[Any], targets: Tensor) -> dict[str, Tensor]:
+        gates = torch.stack([outputs.gate for outputs in said], dim=1)
+        losses = [self.model.task.losses(outputs.logits, targets) for outputs in said]
         mass = exit_mass(gates.detach().float().sigmoid()).early
         loss = coupled_loss(mass, torch.stack(losses, dim=1), self.turns.coupling)
         return {"loss": loss, "heads": loss}

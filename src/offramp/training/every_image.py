@@ -15,10 +15,12 @@ class EveryImage:
     Attributes:
         ids: of all samples, int64 (N,).
         begin: starts a pass over them.
+        held_out: starts a pass over those of validation alone.
     """
 
     ids: Tensor
     begin: Callable[[], Iterator[Batch]]
+    held_out: Callable[[], Iterator[Batch]]
 
     def __iter__(self) -> Iterator[Batch]:
         return self.begin()

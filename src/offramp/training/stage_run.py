@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from offramp.data import Batch, batches, mix
+from offramp.data import Batch, Split, batches, mix
 from offramp.data.randomness import sample_keys, seed_globals
 from offramp.errors import OfframpError
 from offramp.files import write_tensors
@@ -123,9 +124,10 @@ class StageRun:
         self.wrapped, self.wrapped_optimizer = accelerator.prepare(self.objective, self.optimizer)
         self.model.eval()
         with torch.no_grad(), accelerator.autocast():
-            splits = (self.train_split, self.context.data.split("validation"))
-            ids = torch.cat([split.ids for split in splits])
-            self.objective.prepare(EveryImage(ids, self._every_image))
+            held_out = self.context.data.split("validation")
+            ids = torch.cat([self.train_split.ids, held_out.ids])
+            every = partial(self._images_of, self.train_split, held_out)
+            self.objective.prepare(EveryImage(ids, every, partial(self._images_of, held_out)))
         if stage.order is not None:
             self.order = stage.order(
                 Course(
@@ -139,9 +141,9 @@ class StageRun:
                 )
             )
 
-    def _every_image(self) -> Iterator[Batch]:
-        """Train and validation split in order, on the device; read only if asked for."""
-        for split in (self.train_split, self.context.data.split("validation")):
+    def _images_of(self, *splits: Split) -> Iterator[Batch]:
+        """Splits in order, unaugmented, on the device; read only if asked for."""
+        for split in splits:
             for batch in batches(
                 split,
                 batch_size=self.stage.settings.batch_size,

@@ -1,0 +1,128 @@
+"""Models trained for fewer tokens beside the plain one: accuracy, MACs and throughput.
+
+    python benchmarks/trained_tokens.py runs/EVO_VIT … --plain runs/FINETUNE
+
+All runs were fine-tuned alike on the same data, so that the reducer is the only difference.
+Accuracy is of the test split, and of all images that nothing was trained on (``held_out``: with the
+calibration split, for sets too small to have a large test split). Whole models without exits are
+timed on each engine and batch size in turns with the plain one. Writes
+benchmarks/results/trained_tokens.json. Let nothing else run on the machine meanwhile.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from offramp.costs import describe_environment
+from offramp.costs.macs import count_macs
+from offramp.errors import OfframpError
+from offramp.files import write_json
+from offramp.runs import RunFolder
+from offramp.runtime.engines import EngineOptions
+from offramp.token_steps import time_chains, token_count
+
+sys.path.insert(0, str(Path(__file__).parent))
+from compaction import commit
+
+HELD_OUT = ("test", "calibration")
+
+
+def row(run: RunFolder) -> dict[str, Any]:
+    """What a run's whole model is."""
+    links, spec = run.model.chain, run.model.config.reducer
+    right = {}
+    for split in HELD_OUT:
+        records = run.records(split, progress=False)
+        right[split] = records.scalars["correct"][:, -1].numpy()
+    return {
+        "run": run.path.name,
+        "reducer": spec and spec.model_dump(),
+        "accuracy": 100 * float(right["test"].mean()),
+        "held_out": 100 * float(np.concatenate(list(right.values())).mean()),
+        "samples": len(right["test"]),
+        "held_out_samples": sum(len(part) for part in right.values()),
+        "macs": count_macs(links, run.images("test", 1)),
+        "tokens": token_count(links),
+    }
+
+
+def timed_at(
+    runs: list[RunFolder], engine: str, batch: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Throughput of every run's model at one batch size."""
+    images = run_images(runs[0], batch)
+    took = time_chains(
+        [run.model.chain for run in runs],
+        images,
+        engine=engine,
+        options=EngineOptions(threads=options.threads, batch_size=batch),
+        rounds=options.rounds,
+    )
+    return {
+        "engine": engine,
+        "batch": batch,
+        "images_per_second": [
+            1000 * batch / median(times[k] for times in took) for k in range(len(runs))
+        ],
+        "speedup": [median(times[0] / times[k] for times in took) for k in range(len(runs))],
+    }
+
+
+def run_images(run: RunFolder, count: int) -> torch.Tensor:
+    """So many test images, again from the first where there are fewer."""
+    images = run.images("test", count)
+    return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
+
+
+def main(options: argparse.Namespace) -> dict[str, Any]:
+    torch.set_num_threads(options.threads)
+    runs = [RunFolder(path).check() for path in (options.plain, *options.runs)]
+    with torch.inference_mode():
+        rows = [row(run) for run in runs]
+        times = [
+            timed_at(runs, engine, batch, options)
+            for engine in options.engine.split(",")
+            for batch in (int(size) for size in options.batch.split(","))
+        ]
+    return {
+        "benchmark": "trained_tokens",
+        "command": "python benchmarks/trained_tokens.py " + " ".join(sys.argv[1:]),
+        "commit": commit(),
+        "environment": describe_environment(),
+        "dataset": runs[0].data.name,
+        "rows": rows,
+        "times": times,
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    made.add_argument("runs", nargs="+", type=Path, help="runs with a reducer")
+    made.add_argument("--plain", type=Path, required=True, help="the run without one")
+    made.add_argument("--engine", default="torch,openvino", help="engines, with commas")
+    made.add_argument("--batch", default="1,32,128", help="batch sizes, with commas")
+    made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--rounds", type=int, default=15, help="measured rounds (default: 15)")
+    made.add_argument(
+        "--results-file", type=Path, default=Path("benchmarks/results/trained_tokens.json")
+    )
+    return made
+
+
+if __name__ == "__main__":
+    asked = parser().parse_args()
+    try:
+        answer = main(asked)
+    except OfframpError as error:
+        sys.exit(f"{error}")
+    write_json(asked.results_file, answer)
+    for entry in answer["rows"]:
+        print(f"{entry['run']:<44} {entry['accuracy']:.2f} % ({entry['held_out']:.2f} %)")
+    for entry in answer["times"]:
+        told = "  ".join(f"{ratio:.2f}x" for ratio in entry["speedup"])
+        print(f"{entry['engine']}, batch {entry['batch']}: {told}")
