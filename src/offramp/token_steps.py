@@ -65,9 +65,7 @@ def measure_reducers(
         the untouched model first, then the candidates in their order.
     """
     chains = [links, *(reduced(links, spec) for spec in specs)]
-    took = time_chains(
-        chains, images, engine=engine, options=options, rounds=rounds, warmup=warmup
-    )
+    took = time_chains(chains, images, engine=engine, options=options, rounds=rounds, warmup=warmup)
     return [
         Timed(
             spec=None if k == 0 else specs[k - 1],

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from offramp.errors import OfframpError
 from offramp.runtime.batching import BatchPlan, BatchTimes
+from offramp.runtime.pace import Pace
 from offramp.runtime.pieces import powers_of_two
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Deadline:
     Attributes:
         times: milliseconds of a segment by its number and batch size; infinity needs none.
         closing: milliseconds from the end of the last segment to the answer.
+        pace: what those times are multiplied with, and what hears how long segments took.
     """
 
     times: Callable[[int, int], float]
@@ -45,7 +47,9 @@ class Deadline:
 
     def __init__(self, budget_ms: float, clock: Clock) -> None:
         self.budget_ms = _budget(budget_ms)
+        self.pace = Pace()
         self._clock = clock
+        self._running: tuple[float, float] | None = None  # since when, and the time expected
         self.restart()
 
     @property
@@ -60,19 +64,25 @@ class Deadline:
         """Whether segment ``stage`` would be over in time with a batch of ``samples``."""
         if not self.finite:
             return True
-        needed = self.times(stage, samples) + self.closing
-        return self._clock() + needed / 1e3 <= self._end
+        now, expected = self._clock(), self.times(stage, samples)
+        if self._running is not None:
+            since, thought = self._running
+            self.pace.note(1e3 * (now - since), thought)
+        self._running = now, expected
+        return now + (expected * self.pace.factor + self.closing) / 1e3 <= self._end
 
 
 class Forecast:
     """A runner's latency table for deadlines: the one it was given, or measured when first needed.
 
-    A measured table is measured again when a larger batch comes than any before; a given one is
-    taken at its word. Measuring takes about 30 times as long as answering each size once.
-    What follows the last segment is measured for either.
+    A measured table is measured again when a larger batch comes than any before, and follows the
+    machine's pace from request to request; a given one is taken at its word. Measuring takes about
+    30 times as long as answering each size once. What follows the last segment is measured for
+    either.
     """
 
     def __init__(self) -> None:
+        self._pace = Pace()
         self._plan: BatchPlan | None = None
         self._closing: float | None = None
         self._measured_up_to: float = 0
@@ -99,8 +109,12 @@ class Forecast:
             sizes = sizes_up_to(len(images), runner.program.sizes)
             self._plan = BatchPlan(runner.measure(images, sizes, rounds=ROUNDS, quantile=QUANTILE))
             self._measured_up_to = len(images)
+            self._pace = Pace()
             deadline.restart()
         deadline.times, deadline.closing = self._plan.time, self._closing
+        if self._measured_up_to < math.inf:
+            self._pace.settle()
+            deadline.pace = self._pace
 
 
 def sizes_up_to(batch: int, shapes: Sequence[int] = ()) -> list[int]:

@@ -131,9 +131,7 @@ class GatesAndHeads(HeadsOnKeptFeatures):
             return self.teach_gates(self.answers(features), targets, features.final)
         return self.teach_gates(self.answers(features), step.targets, features.final)
 
-    def teach_gates(
-        self, said: Sequence[Any], targets: Tensor, final: Tensor
-    ) -> dict[str, Tensor]:
+    def teach_gates(self, said: Sequence[Any], targets: Tensor, final: Tensor) -> dict[str, Tensor]:
         gates = torch.stack([outputs.gate for outputs in said], dim=1)
         best = self.best([*(outputs.logits for outputs in said), final], targets)
         wanted, asked = gate_targets(best, len(said), self.turns.targets)
