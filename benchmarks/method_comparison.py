@@ -2,9 +2,9 @@
 
     python benchmarks/method_comparison.py --pretrained PATH [--seeds 0,1,2] [--only NAME]
 
-Trains the recipes of ``METHODS`` from one fine-tuned run. Most leave its backbone as it is and
-share its cached features; the joint ones go on training it for ``--joint-epochs``. LGViT's two
-stages start from the ImageNet weights, as their recipe says. Beside them stand two cascades of
+Trains the recipes of ``METHODS``. Most start from one fine-tuned run, leave its backbone as it is
+and share its cached features. Those that train backbone and exits together start from the ImageNet
+weights, as the fine-tuned run did, with as many epochs as their recipes say. Beside them stand two cascades of
 plain models: the fine-tuned one at two sizes, and the best pair of it and one that was fine-tuned
 at a smaller size. All are compared as ``offramp compare`` does. A run that is there already is not
 trained again, and one that was cut off is resumed, so the script goes on where it stood. Writes
@@ -49,9 +49,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     "msdnet": ("budgeted", "confidence"),
     "lgvit": ("confidence",),
 }
-JOINT = ("joint_linear", "pabee", "berxit", "msdnet", "boosted")
+JOINT = ("joint_linear", "pabee", "berxit", "msdnet", "boosted", "lgvit")
 MAPS = ("classifier_wise_vit_ee", "classifier_wise_cnn_add_ee")  # heads that are networks
-ONCE = (*JOINT, *MAPS, "sdn_heads", "lgvit")  # too long to train for every seed
+ONCE = (*JOINT, *MAPS, "sdn_heads")  # too long to train for every seed
 SIZES = (64, 80, 96)  # pixels of the smaller look in a cascade; the fine-tuned run has 112
 SMALL = 64
 SEED = re.compile(r"-seed-\d+$")
@@ -74,15 +74,11 @@ def trained(method: str, seed: int, runs: Path, overrides: list[str], name: str 
 def settings(method: str, arguments: argparse.Namespace, backbone: Path) -> list[str]:
     """What a method's recipe is given besides."""
     limit = [f"data.limit={arguments.limit}"] if arguments.limit else []
-    if method in (BACKBONE, "lgvit"):
+    if method in (BACKBONE, *JOINT):
         return [*limit, f"model.pretrained={arguments.pretrained}"]
     given = [*limit, f"model.pretrained={backbone}"]
-    if method in JOINT:
-        return [*given, f"recipe.joint.epochs={arguments.joint_epochs}", "recipe.joint.lr=3e-4"]
-    if method in MAPS:
-        return [*given, f"recipe.heads.epochs={arguments.map_epochs}"]
-    if method == "sdn_heads":  # keeps whole maps, which no other recipe reads
-        return given
+    if method in MAPS and arguments.map_epochs:
+        given.append(f"recipe.heads.epochs={arguments.map_epochs}")
     return [*given, f"recipe.cache_folder={arguments.runs / 'features'}"]
 
 
@@ -151,8 +147,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2))
     parser.add_argument("--only", action="append", choices=list(METHODS), help="(repeat)")
     parser.add_argument("--no-cascades", dest="cascades", action="store_false")
-    parser.add_argument("--joint-epochs", type=int, default=1, help="default: 1")
-    parser.add_argument("--map-epochs", type=int, default=2, help="of heads on token maps")
+    parser.add_argument("--map-epochs", type=int, help="of heads on token maps (else the recipe's)")
     parser.add_argument("--small-epochs", type=int, default=2, help="of the cascade's small model")
     parser.add_argument("--limit", type=int, help="training images, to try the road")
     parser.add_argument("--engine", help="also time each, as openvino or openvino:bf16")
