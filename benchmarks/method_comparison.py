@@ -4,12 +4,12 @@
 
 Trains the recipes of ``METHODS``. Most start from one fine-tuned run, leave its backbone as it is
 and share its cached features. Those that train backbone and exits together start from the ImageNet
-weights, as the fine-tuned run did, with as many epochs as their recipes say. Beside them stand two cascades of
-plain models: the fine-tuned one at two sizes, and the best pair of it and one that was fine-tuned
-at a smaller size. All are compared as ``offramp compare`` does. A run that is there already is not
-trained again, and one that was cut off is resumed, so the script goes on where it stood. Writes
-benchmarks/results/method_comparison.json with the table and plot beside it. ``--limit N`` trains on
-N images, to try the road.
+weights, as the fine-tuned run did, with as many epochs as their recipes say. Beside them stand two
+cascades of plain models: the fine-tuned one at two sizes, and the best pair of it and one that was
+fine-tuned at a smaller size. All are compared as ``offramp compare`` does. A run that is there
+already is not trained again, and one that was cut off is resumed, so the script goes on where it
+stood. Writes benchmarks/results/method_comparison.json with the table and plot beside it.
+``--limit N`` trains on N images, to try the road.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from typing import Any
 
 from early_exit_tables import counting, deadlines, methods, risks, thresholds
 from gate_tables import gates, sets
-from token_tables import reducers, together
+from token_tables import reducers, together, trained, training
 from zoo_tables import levit, zoo
 
 from offramp.costs import CostTable
@@ -304,7 +304,12 @@ PAGES: dict[str, dict[str, Callable[[Json], str]]] = {
         "jei_dnn.json": gates,
         "jei_dnn_t2t.json": gates,
     },
-    "tokens.md": {"token_reduction.json": reducers, "tokens_and_exits.json": together},
+    "tokens.md": {
+        "token_reduction.json": reducers,
+        "trained_tokens.json": trained,
+        "training_cost_tokens.json": training,
+        "tokens_and_exits.json": together,
+    },
     "uncertainty.md": {"uncertainty.json": sets},
 }
 

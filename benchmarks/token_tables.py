@@ -60,3 +60,47 @@ def together(found: Json) -> str:
             cells.append(f"{fewer}, {len(both['exits'])} exits".replace("{", "").replace("}", ""))
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", "File: `benchmarks/results/tokens_and_exits.json`.", ""])
+
+
+def trained(found: Json) -> str:
+    """Models fine-tuned with a reducer beside the one that was fine-tuned without."""
+    rows, times = found["rows"], found["times"]
+    hardware = found["environment"]["hardware"]
+    heads = [f"{t['engine']}, batch {t['batch']}" for t in times]
+    lines = [
+        "### Fine-tuned with fewer tokens",
+        "",
+        f"Fine-tuned alike on {found['dataset'].rpartition(':')[2]}; accuracy on "
+        f"{rows[0]['samples']:,} test images, and on the {rows[0]['held_out_samples']:,} that "
+        f"nothing was trained on; images per second over the plain model's on {hardware['cpu']} with "
+        f"{hardware['threads']} threads, in turns.",
+        "",
+        "| model | test, % | held out, % | GMACs | " + " | ".join(heads) + " |",
+        "|" + "---|" * (4 + len(times)),
+    ]
+    for k, row in enumerate(rows):
+        spec = row["reducer"]
+        options = ", ".join(f"{key} = {v}" for key, v in (spec or {}).get("options", {}).items())
+        cells = [f"{spec['name']} {options}" if spec else "all tokens"]
+        cells += [f"{row['accuracy']:.1f}", f"{row['held_out']:.1f}", f"{row['macs'] / 1e9:.3f}"]
+        cells += [f"{t['speedup'][k]:.2f}×" for t in times]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "File: `benchmarks/results/trained_tokens.json`.", ""])
+
+
+def training(found: Json) -> str:
+    """What a training step takes with and without a reducer."""
+    lines = [
+        "### Training steps",
+        "",
+        "| recipe | stage | batch | ms per step |",
+        "|---|---|---|---|",
+    ]
+    for recipe in found["recipes"].values():
+        for stage in recipe["stages"]:
+            lines.append(
+                f"| {recipe['name']} | {stage['name']} | {stage['batch_size']} | "
+                f"{1000 * stage['seconds_per_step'][0]:.0f} | "
+                f"{1000 * stage['seconds_per_step'][1]:.0f} |"
+            )
+    return "\n".join([*lines, "", "File: `benchmarks/results/training_cost_tokens.json`.", ""])
