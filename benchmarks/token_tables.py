@@ -72,7 +72,7 @@ def trained(found: Json) -> str:
         "",
         f"Fine-tuned alike on {found['dataset'].rpartition(':')[2]}; accuracy on "
         f"{rows[0]['samples']:,} test images, and on the {rows[0]['held_out_samples']:,} that "
-        f"nothing was trained on; images per second over the plain model's on {hardware['cpu']} with "
+        f"nothing was trained on; images per second over the plain model's, {hardware['cpu']} with "
         f"{hardware['threads']} threads, in turns.",
         "",
         "| model | test, % | held out, % | GMACs | " + " | ".join(heads) + " |",
