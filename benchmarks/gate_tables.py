@@ -30,6 +30,28 @@ def gates(found: Json) -> str:
     return "\n".join([*lines, ""])
 
 
+def variants(found: Json) -> str:
+    """One seed under several settings: what the paper's rule reaches, against thresholds."""
+    lines = [
+        "### Other ways to train the gates",
+        "",
+        "One seed; test accuracy in percent at equal MACs of the paper's rule, and in brackets its "
+        "lead over confidence thresholds on the same heads. A dash: the sweep has no model there.",
+        "",
+        "| run | " + " | ".join(f"{100 * budget:g} %" for budget in found["budgets"]) + " |",
+        "|---|" + "---|" * len(found["budgets"]),
+    ]
+    for seed in found["seeds"]:
+        cells = []
+        for budget in found["budgets"]:
+            rule = seed["accuracy"]["rule"][f"{budget:g}"]
+            other = seed["accuracy"]["confidence"][f"{budget:g}"]
+            known = rule is not None and rule == rule
+            cells.append(f"{rule:.2f} ({rule - other:+.2f})" if known else "–")
+        lines.append(f"| {seed['run']} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "File: `benchmarks/results/jei_dnn_variants.json`.", ""])
+
+
 def sets(found: Json) -> str:
     """Honesty of the mixture's confidence, coverage and size of prediction sets."""
     lines = [

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from early_exit_tables import counting, deadlines, methods, risks, thresholds
-from gate_tables import gates, sets
+from gate_tables import gates, sets, variants
 from token_tables import reducers, together, trained, training
 from zoo_tables import levit, zoo
 
@@ -303,6 +303,7 @@ PAGES: dict[str, dict[str, Callable[[Json], str]]] = {
         "crowd_counting.json": counting,
         "jei_dnn.json": gates,
         "jei_dnn_t2t.json": gates,
+        "jei_dnn_variants.json": variants,
     },
     "tokens.md": {
         "token_reduction.json": reducers,
