@@ -20,8 +20,8 @@ from offramp.runtime.pieces import powers_of_two
 if TYPE_CHECKING:
     from offramp.runtime.runner import Runner
 
-QUANTILE = 0.99
-"""Segments are taken to need nearly the longest of their measured times: a deadline's margin."""
+QUANTILE = 0.9
+"""Of the measured times of a segment: a margin that two spikes among the rounds do not blow up."""
 ROUNDS = 25
 SMALL = 8  # up to here every batch size is measured, above powers of two
 
