@@ -33,7 +33,6 @@ from offramp.files import read_json, write_json
 from offramp.policies import Confidence
 from offramp.runs import RunFolder
 from offramp.runtime import Runner, compile_runner, pace
-from offramp.runtime.deadline import QUANTILE
 
 OUT = Path(__file__).parent / "results" / "deadlines.json"
 PROMISED_SHARE, PROMISED_LOSS = 0.99, 0.5
@@ -70,8 +69,7 @@ def measure(run: RunFolder, spec: str, arguments: argparse.Namespace) -> dict[st
         "environment": describe_environment(),
         "data": {"name": run.data.name, "split": "test", "requests": len(images)},
         "seed": arguments.seed,
-        "quantile": QUANTILE,
-        "pace_quantile": pace.QUANTILE,
+        "quantile": pace.QUANTILE,
         "exit_names": run.model.exit_names,
         "segment_ms": segments,
         "expected_ms": [segment.ms[1] for segment in runner.times.segments],

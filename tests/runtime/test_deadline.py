@@ -14,7 +14,7 @@ from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
 from offramp.policies import Confidence, Patience
 from offramp.runtime.batching import BatchPlan, BatchTimes, SegmentTimes
-from offramp.runtime.deadline import QUANTILE, ROUNDS, Deadline, sizes_up_to
+from offramp.runtime.deadline import ROUNDS, Deadline, sizes_up_to
 from offramp.runtime.engines.engine import CompiledSegment, Program
 from offramp.runtime.inputs import InputCheck
 from offramp.runtime.parts import DECISION, Layout
@@ -201,8 +201,8 @@ class TestTable:
             return made_times([3, 2, 2, 2])
 
         monkeypatch.setattr(toy.runner, "measure", measure)
-        assert toy.runner(toy_images([3, 3]), deadline_ms=18).exit.tolist() == [3, 3]
-        assert asked == [([1, 2], {"rounds": ROUNDS, "quantile": QUANTILE})]
+        assert toy.runner(toy_images([3, 3]), deadline_ms=20).exit.tolist() == [3, 3]
+        assert asked == [([1, 2], {"rounds": ROUNDS})]
         assert toy.runner.times is not None
         toy.runner(toy_images([3]), deadline_ms=5)
         toy.runner(toy_images([3] * 12), deadline_ms=inf)
@@ -288,7 +288,6 @@ class TestEngines:
         assert said.exit.tolist() == [0, 0]
         assert runner.times is not None
         assert sorted(runner.times.segments[0].ms) == [1, 2]
-        assert runner.times.meta["quantile"] == QUANTILE
 
     def test_infinity_is_the_plain_run_bit_for_bit(self, runner: Runner, images: Tensor) -> None:
         plain = runner(images)

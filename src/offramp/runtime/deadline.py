@@ -7,9 +7,9 @@ comes before each segment: it starts only when it should be over in time.
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor
 
 from offramp.errors import OfframpError
@@ -20,8 +20,6 @@ from offramp.runtime.pieces import powers_of_two
 if TYPE_CHECKING:
     from offramp.runtime.runner import Runner
 
-QUANTILE = 0.9
-"""Of the measured times of a segment: a margin that two spikes among the rounds do not blow up."""
 ROUNDS = 25
 SMALL = 8  # up to here every batch size is measured, above powers of two
 
@@ -47,7 +45,7 @@ class Deadline:
 
     def __init__(self, budget_ms: float, clock: Clock) -> None:
         self.budget_ms = _budget(budget_ms)
-        self.pace = Pace()
+        self.pace = Pace(1.0)
         self._clock = clock
         self._running: tuple[float, float] | None = None  # since when, and the time expected
         self.restart()
@@ -103,11 +101,11 @@ class Forecast:
             images: the batch (B, 3, H, W), B ≥ 1, which is what is measured on.
         """
         if self._closing is None:
-            self._closing = float(np.quantile(runner.closing(len(images), ROUNDS), QUANTILE))
+            self._closing = median(runner.closing(len(images), ROUNDS))
             deadline.restart()
         if self._plan is None or len(images) > self._measured_up_to:
             sizes = sizes_up_to(len(images), runner.program.sizes)
-            self._plan = BatchPlan(runner.measure(images, sizes, rounds=ROUNDS, quantile=QUANTILE))
+            self._plan = BatchPlan(runner.measure(images, sizes, rounds=ROUNDS))
             self._measured_up_to = len(images)
             self._pace = Pace()
             deadline.restart()

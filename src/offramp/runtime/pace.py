@@ -4,7 +4,8 @@ from collections import deque
 
 RECENT = 128  # segments that are remembered: some fifteen requests
 ENOUGH = 32
-QUANTILE = 0.95
+START = 1.25  # the margin before so many were seen
+QUANTILE = 0.98  # of the ratios: the margin afterwards
 
 
 class Pace:
@@ -12,12 +13,12 @@ class Pace:
 
     Attributes:
         factor: what expected times are to be multiplied with: nearly the slowest of the last
-            segments decides, 1 until there are enough.
+            segments decides.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, factor: float = START) -> None:
         self._ratios: deque[float] = deque(maxlen=RECENT)
-        self.factor = 1.0
+        self.factor = factor
 
     def note(self, took_ms: float, expected_ms: float) -> None:
         """A segment is over."""
