@@ -25,10 +25,10 @@ def test_too_few_segments_change_nothing() -> None:
 
 def test_nearly_the_slowest_decides_and_old_times_are_forgotten() -> None:
     pace = Pace()
-    for number in range(100):
+    for number in range(50):
         pace.note(float(number), 10.0)
     pace.settle()
-    assert pace.factor == 9.8
+    assert pace.factor == 4.8
     for _ in range(RECENT):
         pace.note(0.5, 1.0)
     pace.settle()
@@ -64,3 +64,23 @@ def test_a_given_table_is_taken_at_its_word() -> None:
     toy.clock.ms = 0
     assert toy.runner(toy_images([3]), deadline_ms=5.5).exit.tolist() == [2]
     assert toy.clock.ms == 6.0  # late
+
+
+def test_a_machine_that_recovers_is_noticed_even_where_nothing_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    toy = Toy([100.0] * 4)
+
+    def measure(images: Tensor, sizes: Sequence[int], **options: Any) -> BatchTimes:
+        return made_times([1, 1, 1, 1])
+
+    monkeypatch.setattr(toy.runner, "measure", measure)
+    for _ in range(ENOUGH):
+        toy.runner(toy_images([3]), deadline_ms=500)
+    toy.really = [1.0] * 4
+    said = []
+    for _ in range(RECENT + 1):
+        toy.clock.ms = 0
+        said.append(toy.runner(toy_images([3]), deadline_ms=4.5).exit.tolist())
+    assert said[0] == [0]
+    assert said[-1] == [3]

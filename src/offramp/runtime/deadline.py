@@ -59,7 +59,11 @@ class Deadline:
         self._end = self._clock() + self.budget_ms / 1e3
 
     def fits(self, stage: int, samples: int) -> bool:
-        """Whether segment ``stage`` would be over in time with a batch of ``samples``."""
+        """Whether segment ``stage`` would be over in time with a batch of ``samples``.
+
+        Asked before every segment, the first one too: so the pace is heard of even where no other
+        segment fits.
+        """
         if not self.finite:
             return True
         now, expected = self._clock(), self.times(stage, samples)

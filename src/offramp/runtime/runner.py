@@ -180,7 +180,7 @@ class Runner:
             departures: list[Departure] = []
             cut: Departure | None = None
             for stage in range(len(self._stages)):
-                if deadline is not None and stage and not deadline.fits(stage, flow.samples):
+                if deadline is not None and not deadline.fits(stage, flow.samples) and stage:
                     cut = self._stages.cut(stage - 1, flow)
                     departures.append(cut)
                     break
