@@ -7,7 +7,7 @@ confidence. Single requests with random images come with budgets spread evenly f
 exit takes to a fifth more than what the last one takes, in the time measured just before. For each:
 was it answered within the budget, and within the budget plus the time of one segment; and was the
 answer as good as that of the best exit that fits, by the records. Writes
-benchmarks/results/deadlines.json, one entry per run, engine and precision; others stay. Let nothing
+benchmarks/results/deadlines.json, one entry per run, engine and seed; others stay. Let nothing
 else run on the machine meanwhile.
 """
 
@@ -193,7 +193,7 @@ def main(arguments: argparse.Namespace) -> None:
     for spec in arguments.engine.split(","):
         found = measure(run, spec.strip(), arguments)
         show(found)
-        entries[f"{found['run']}:{found['engine']}:{found['precision']}"] = found
+        entries[f"{found['run']}:{spec.strip()}:seed-{arguments.seed}"] = found
         write_json(out, {"benchmark": "deadlines", "entries": entries})
 
 

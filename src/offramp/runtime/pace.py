@@ -5,7 +5,7 @@ from collections import deque
 RECENT = 64  # segments that are remembered
 ENOUGH = 16
 START = 1.25  # the margin before so many were seen
-QUANTILE = 0.97  # of the ratios: the margin afterwards
+QUANTILE = 0.98  # of the ratios: the margin afterwards
 
 
 class Pace:
