@@ -27,14 +27,15 @@ from offramp.errors import OfframpError
 from offramp.files import write_json
 from offramp.reducers import ReducerSpec, reduced
 from offramp.runtime.engines import EngineOptions
-from offramp.token_steps import advise, measure_reducers, token_count
+from offramp.runtime.static import static_program
+from offramp.token_steps import advise, time_programs, timings, token_count
 
 sys.path.insert(0, str(Path(__file__).parent))
 from compaction import commit
 
 METHODS: dict[str, list[dict[str, Any]]] = {
-    "tome": [{"r": r} for r in (2, 4, 6, 8, 10, 13, 16)],
-    "evit": [{"keep": keep} for keep in (0.9, 0.8, 0.7, 0.6, 0.5)],
+    "tome": [{"r": r} for r in (2, 4, 8, 13)],
+    "evit": [{"keep": keep} for keep in (0.9, 0.7, 0.5)],
     "evo_vit": [{"keep": keep, "classifier": "class"} for keep in (0.9, 0.7, 0.5)],
     "diffrate": [{}],
 }
@@ -63,16 +64,18 @@ def timed_rows(
 ) -> list[dict[str, Any]]:
     """Times of all specs on every engine and batch size, and what ``auto`` picks per method."""
     found = []
+    chains = [links, *(reduced(links, spec) for spec in specs)]
+    sizes = [int(size) for size in options.batch.split(",")]
+    settings = EngineOptions(threads=options.threads, batch_size=max(sizes))
     for engine in options.engine.split(","):
-        for batch in (int(size) for size in options.batch.split(",")):
+        programs = [static_program(c, c.image_size, engine, options=settings) for c in chains]
+        for batch in sizes:
             sample = images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch]
-            settings = EngineOptions(threads=options.threads, batch_size=batch)
-            timings = measure_reducers(
-                links, specs, sample, engine=engine, options=settings, rounds=options.rounds
-            )
+            took = time_programs(programs, sample, rounds=options.rounds)
+            measured = timings(chains, specs, took)
             advice = {
                 method: advise(
-                    [timings[0], *(t for t in timings if t.spec and t.spec.name == method)]
+                    [measured[0], *(t for t in measured if t.spec and t.spec.name == method)]
                 )
                 for method in {spec.name for spec in specs}
             }
@@ -80,9 +83,9 @@ def timed_rows(
                 {
                     "engine": engine,
                     "batch": batch,
-                    "untouched_ms": timings[0].ms,
-                    "ms": [timing.ms for timing in timings[1:]],
-                    "ratio": [timing.ratio for timing in timings[1:]],
+                    "untouched_ms": measured[0].ms,
+                    "ms": [timing.ms for timing in measured[1:]],
+                    "ratio": [timing.ratio for timing in measured[1:]],
                     "auto": {
                         method: {
                             "reducer": said.spec and said.spec.model_dump(),

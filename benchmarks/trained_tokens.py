@@ -24,7 +24,8 @@ from offramp.errors import OfframpError
 from offramp.files import write_json
 from offramp.runs import RunFolder
 from offramp.runtime.engines import EngineOptions
-from offramp.token_steps import time_chains, token_count
+from offramp.runtime.static import static_program
+from offramp.token_steps import time_programs, token_count
 
 sys.path.insert(0, str(Path(__file__).parent))
 from compaction import commit
@@ -51,26 +52,27 @@ def row(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def timed_at(
-    runs: list[RunFolder], engine: str, batch: int, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Throughput of every run's model at one batch size."""
-    images = run_images(runs[0], batch)
-    took = time_chains(
-        [run.model.chain for run in runs],
-        images,
-        engine=engine,
-        options=EngineOptions(threads=options.threads, batch_size=batch),
-        rounds=options.rounds,
-    )
-    return {
-        "engine": engine,
-        "batch": batch,
-        "images_per_second": [
-            1000 * batch / median(times[k] for times in took) for k in range(len(runs))
-        ],
-        "speedup": [median(times[0] / times[k] for times in took) for k in range(len(runs))],
-    }
+def times_on(
+    runs: list[RunFolder], engine: str, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Throughput of every run's model at every batch size."""
+    sizes = [int(size) for size in options.batch.split(",")]
+    settings = EngineOptions(threads=options.threads, batch_size=max(sizes))
+    chains = [run.model.chain for run in runs]
+    programs = [static_program(c, c.image_size, engine, options=settings) for c in chains]
+    found = []
+    for batch in sizes:
+        took = time_programs(programs, run_images(runs[0], batch), rounds=options.rounds)
+        rates = [[1000 * batch / ms for ms in times] for times in took]
+        found.append(
+            {
+                "engine": engine,
+                "batch": batch,
+                "images_per_second": [median(column) for column in zip(*rates, strict=True)],
+                "speedup": [median(t[0] / t[k] for t in took) for k in range(len(runs))],
+            }
+        )
+    return found
 
 
 def run_images(run: RunFolder, count: int) -> torch.Tensor:
@@ -84,11 +86,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     runs = [RunFolder(path).check() for path in (options.plain, *options.runs)]
     with torch.inference_mode():
         rows = [row(run) for run in runs]
-        times = [
-            timed_at(runs, engine, batch, options)
-            for engine in options.engine.split(",")
-            for batch in (int(size) for size in options.batch.split(","))
-        ]
+        times = [row for e in options.engine.split(",") for row in times_on(runs, e, options)]
     return {
         "benchmark": "trained_tokens",
         "command": "python benchmarks/trained_tokens.py " + " ".join(sys.argv[1:]),

@@ -6,7 +6,7 @@ size they are for, in turns with the untouched model.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -65,7 +65,32 @@ def measure_reducers(
         the untouched model first, then the candidates in their order.
     """
     chains = [links, *(reduced(links, spec) for spec in specs)]
-    took = time_chains(chains, images, engine=engine, options=options, rounds=rounds, warmup=warmup)
+    options = options or EngineOptions(batch_size=len(images))
+    programs = [static_program(c, c.image_size, engine, options=options) for c in chains]
+    return timings(chains, specs, time_programs(programs, images, rounds=rounds, warmup=warmup))
+
+
+def time_programs(
+    programs: Sequence[Callable[[Tensor], Tensor]],
+    images: Tensor,
+    *,
+    rounds: int = 15,
+    warmup: int = 3,
+) -> list[list[float]]:
+    """Milliseconds of every program in every measured round, in changing order."""
+    took: list[list[float]] = []
+    for turn in range(warmup + rounds):
+        row = [0.0] * len(programs)
+        for k in random.Random(turn).sample(range(len(programs)), len(programs)):
+            row[k] = timed(programs[k], images, device=images.device)[0]
+        took.append(row)
+    return took[warmup:]
+
+
+def timings(
+    chains: Sequence[Chain], specs: Sequence[ReducerSpec], took: Sequence[Sequence[float]]
+) -> list[Timed]:
+    """What the rounds of `time_programs` say of the untouched chain and its candidates."""
     return [
         Timed(
             spec=None if k == 0 else specs[k - 1],
@@ -75,27 +100,6 @@ def measure_reducers(
         )
         for k, chain in enumerate(chains)
     ]
-
-
-def time_chains(
-    chains: Sequence[Chain],
-    images: Tensor,
-    *,
-    engine: str = "torch",
-    options: EngineOptions | None = None,
-    rounds: int = 15,
-    warmup: int = 3,
-) -> list[list[float]]:
-    """Milliseconds of every chain, as one program without exits, in every measured round."""
-    options = options or EngineOptions(batch_size=len(images))
-    programs = [static_program(c, c.image_size, engine, options=options) for c in chains]
-    took: list[list[float]] = []
-    for turn in range(warmup + rounds):
-        row = [0.0] * len(programs)
-        for k in random.Random(turn).sample(range(len(programs)), len(programs)):
-            row[k] = timed(programs[k], images, device=images.device)[0]
-        took.append(row)
-    return took[warmup:]
 
 
 def token_count(links: Chain) -> int:
