@@ -44,7 +44,8 @@ METHODS: dict[str, list[dict[str, Any]]] = {
 def load(path: Path, links: Chain, limit: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and labels of the parquet files, prepared as the weights want them."""
     transform = eval_transform(preprocessing_of(links))
-    pictures, labels = [], []
+    pictures: list[torch.Tensor] = []
+    labels: list[int] = []
     for files in parquet_parts(path).values():
         images, numbers = images_and(files, "label")
         rows = range(len(images))[: None if limit is None else limit - len(labels)]
