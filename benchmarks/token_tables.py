@@ -93,8 +93,8 @@ def training(found: Json) -> str:
     lines = [
         "### Training steps",
         "",
-        "| recipe | stage | batch | ms per step |",
-        "|---|---|---|---|",
+        "| recipe | stage | batch | ms per step, first epoch | last epoch |",
+        "|---|---|---|---|---|",
     ]
     for recipe in found["recipes"].values():
         for stage in recipe["stages"]:
