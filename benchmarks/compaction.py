@@ -83,10 +83,11 @@ def commit() -> str:
     return answer.stdout.strip() or "unknown"
 
 
-def told_without(words: list[str], path: str) -> str:
-    """How a result came about, with PATH instead of a place on somebody's machine."""
+def told_without(words: list[str], *paths: str | Path | None) -> str:
+    """How a result came about, with PATH instead of places on somebody's machine."""
     script, *rest = words
-    told = ["PATH" if word == path else word for word in rest]
+    places = {str(path) for path in paths}
+    told = ["PATH" if word in places else word for word in rest]
     return " ".join(["python", f"benchmarks/{Path(script).name}", *told])
 
 

@@ -31,7 +31,7 @@ from offramp.runtime.static import static_program
 from offramp.token_steps import advise, time_programs, timings, token_count
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compaction import commit
+from compaction import commit, told_without
 
 METHODS: dict[str, list[dict[str, Any]]] = {
     "tome": [{"r": r} for r in (2, 4, 8, 13)],
@@ -124,7 +124,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         )
     return {
         "benchmark": "token_reduction",
-        "command": "python benchmarks/token_reduction.py " + " ".join(sys.argv[1:]),
+        "command": told_without(sys.argv, options.weights, options.data),
         "commit": commit(),
         "environment": describe_environment(),
         "model": options.model,
