@@ -25,10 +25,10 @@ def test_too_few_segments_change_nothing() -> None:
 
 def test_nearly_the_slowest_decides_and_old_times_are_forgotten() -> None:
     pace = Pace()
-    for number in range(50):
+    for number in range(RECENT):
         pace.note(float(number), 10.0)
     pace.settle()
-    assert pace.factor == 4.8
+    assert pace.factor == 6.2  # of 0 … 6.3: the slowest of 64 is no rule
     for _ in range(RECENT):
         pace.note(0.5, 1.0)
     pace.settle()
