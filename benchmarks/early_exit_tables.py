@@ -18,8 +18,7 @@ def methods(found: Json) -> str:
         + "\nEpochs of training (heads of the frozen ones on cached features; the others with the "
         "backbone): "
         + "; ".join(dict.fromkeys(f"{m.name} {_epochs(m.recipe)}" for m in known.methods))
-        + ". Methods with one epoch are far from trained, and their rows say little about them. "
-        "Training times were taken beside other load.\n"
+        + ". Training times were taken beside other load.\n"
         + "\nFile: `benchmarks/results/method_comparison.json`.\n"
     )
 
