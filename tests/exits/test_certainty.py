@@ -1,5 +1,7 @@
 """Learning to exit as an option of every head."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -70,7 +72,7 @@ def test_the_learned_policy_stops_by_it() -> None:
     assert not hasattr(outputs[-1], "certainty")
 
 
-def test_a_model_survives_saving(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_model_survives_saving(tmp_path: Path) -> None:
     from offramp.model import load
 
     model, images = tiny_model("berxit"), torch.randn(2, 3, 32, 32)

@@ -63,7 +63,8 @@ class TappedChain(Chain):
 
     def __init__(self, base: ViTChain, taps: Mapping[int, Tap]) -> None:
         spec: TokenSpec = base.token_spec(0)
-        prefix = int(getattr(base.backbone, "num_prefix_tokens"))  # noqa: B009
+        backbone: Any = base.backbone
+        prefix = int(backbone.num_prefix_tokens)
         steps: list[Any] = list(base.steps)
         super().__init__(
             base.backbone,

@@ -30,5 +30,5 @@ def raps(probabilities: Tensor, draws: Tensor, *, penalty: float, free: int) -> 
     return torch.empty_like(p).scatter_(-1, order, ordered)
 
 
-METHODS: dict[str, Callable[..., Tensor]] = {"lac": lac, "aps": aps, "raps": raps}
+METHODS: dict[Method, Callable[..., Tensor]] = {"lac": lac, "aps": aps, "raps": raps}
 """Probabilities (B, C), draws u (B,) in [0, 1] → scores (B, C)."""

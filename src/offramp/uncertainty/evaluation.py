@@ -229,4 +229,4 @@ def _point(
 
 
 def _methods() -> list[Method]:
-    return list(METHODS)  # type: ignore[arg-type]
+    return list(METHODS)

@@ -3,10 +3,11 @@ unpruned model (Rao et al., NeurIPS 2021)."""
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from offramp.chains.vit import ViTChain
 from offramp.model import MultiExitModel
@@ -82,7 +83,7 @@ class SparseDistillation(Objective):
         """Mean squared distance of the kept patches to the teacher's, behind the final norms."""
         x, keep = state
         prefix = x.shape[1] - keep.shape[1]
-        norms: list[nn.Module] = [base.backbone.norm, self.teacher.backbone.norm]  # type: ignore[list-item]
+        norms: list[Any] = [base.backbone.norm, self.teacher.backbone.norm]
         student, teacher = (
             norm(tokens)[:, prefix:].float()
             for norm, tokens in zip(norms, (x, taught), strict=True)
