@@ -8,7 +8,9 @@ are computed once for all runs that share it. At every budget, a share of the un
 MACs, accuracies on the test split are read off curves by straight lines between neighbours:
 
 - ``rule``: the models of the sweep, each under the paper's rule (a hazard of one half);
-- ``gates``: thresholds on the hazards of each model, chosen on the calibration split;
+- ``stopping rule``: the same models, each gate by itself at one half;
+- ``gates``, ``stopping``: thresholds on hazards or gates of each model, chosen on the calibration
+  split;
 - ``confidence``, ``entropy``: thresholds on the same models' heads, chosen on the same split;
 - ``plain confidence``: thresholds on the plain run's heads.
 
@@ -36,6 +38,7 @@ from offramp.files import read_json, write_json
 from offramp.model import MultiExitModel
 from offramp.policies import policy_from_config
 from offramp.policies.jei_dnn import Gated
+from offramp.policies.stopping import Stopping
 from offramp.runs import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -43,7 +46,13 @@ from compaction import commit
 
 BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8)
 SPLITS = ("calibration", "test")
-FAMILIES = {"gates": "jei_dnn", "confidence": "confidence", "entropy": "entropy"}
+RULES: dict[str, type[Gated] | type[Stopping]] = {"rule": Gated, "stopping rule": Stopping}
+FAMILIES = {
+    "gates": "jei_dnn",
+    "stopping": "stopping",
+    "confidence": "confidence",
+    "entropy": "entropy",
+}
 Curve = list[tuple[float, float]]
 """Cost share and accuracy in percent, cheapest first."""
 
@@ -105,12 +114,12 @@ def one_seed(
     """Every curve of a seed, and what it gives at each budget."""
     costs = {name: model_costs(model) for name, model in models.items()}
     every = range(next(iter(models.values())).num_exits - 1)
-    rule = {
-        split: sorted(
-            _spot(Gated.rule(len(every) + 1), tuple(every), records[name][split], costs[name])
+    rules = {
+        label: sorted(
+            _spot(family.rule(len(every) + 1), tuple(every), records[name]["test"], costs[name])
             for name in models
         )
-        for split in SPLITS
+        for label, family in RULES.items()
     }
     curves = {
         label: {
@@ -124,7 +133,9 @@ def one_seed(
         assert meta is not None
         pair = curve_of(plain["calibration"], "confidence", plain["test"], meta)
         curves["plain confidence"] = {"plain": pair}
-    found: dict[str, Any] = {"rule": {f"{b:g}": at(rule["test"], b) for b in budgets}}
+    found: dict[str, Any] = {
+        label: {f"{b:g}": at(curve, b) for b in budgets} for label, curve in rules.items()
+    }
     chosen: dict[str, dict[str, str]] = {}
     for label, by_model in curves.items():
         best = {f"{b:g}": best_at(by_model, b) for b in budgets}
@@ -135,7 +146,10 @@ def one_seed(
         "full_accuracy": full,
         "accuracy": found,
         "model": chosen,
-        "rule": [dict(zip(("cost", "accuracy"), spot, strict=True)) for spot in rule["test"]],
+        "rules": {
+            label: [dict(zip(("cost", "accuracy"), spot, strict=True)) for spot in curve]
+            for label, curve in rules.items()
+        },
         "models": list(models),
     }
 
@@ -164,7 +178,7 @@ def summary(seeds: list[dict[str, Any]], budgets: list[float]) -> dict[str, Any]
     for label in seeds[0]["accuracy"]:
         values = np.array([[s["accuracy"][label][f"{b:g}"] for b in budgets] for s in seeds])
         rows[label] = {"mean": values.mean(0).tolist(), "std": values.std(0).tolist()}
-    for ours in ("rule", "gates"):
+    for ours in ("rule", "stopping rule", "gates", "stopping"):
         for theirs in ("confidence", "plain confidence"):
             if theirs in rows:
                 lead = np.subtract(rows[ours]["mean"], rows[theirs]["mean"])
@@ -196,7 +210,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         "command": "python benchmarks/jei_dnn.py " + " ".join(sys.argv[1:]),
         "commit": commit(),
         "environment": describe_environment(),
-        "coupling": runs[0].config.recipe.model_dump().get("turns", {}).get("coupling"),
+        "turns": runs[0].config.recipe.model_dump().get("turns"),
         "dataset": runs[0].data.name,
         "backbone": runs[0].model.config.backbone,
         "budgets": budgets,

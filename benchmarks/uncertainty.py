@@ -6,12 +6,13 @@ Every run has gated heads. Two policies answer at equal cost: the gates under th
 thresholds on the confidence of the same heads, chosen on the calibration split to cost what the
 gates cost there. Validation and test samples, which chose no threshold, are pooled; every draw
 calibrates prediction sets on one half and looks at the other. ``by exit`` is judged among those who
-leave at each exit, ``alone`` by every exit for everybody. Scores are of the test split.
+leave at each exit, ``alone`` by every exit for everybody (with LAC). Scores are of the test split.
 """
 
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from offramp.policies.jei_dnn import Gated
 from offramp.runs import RunFolder
 from offramp.uncertainty import Answers, Coverage, coverage, exit_answers, mixture_answers, scores
 from offramp.uncertainty.conformal import By, calibrate_sets
-from offramp.uncertainty.conformal_scores import METHODS
+from offramp.uncertainty.conformal_scores import METHODS, Method
 
 sys.path.insert(0, str(Path(__file__).parent))
 from compaction import commit
@@ -60,15 +61,17 @@ def half(answers: Answers, seed: int) -> tuple[Answers, Answers]:
     return answers.part(order[:middle]), answers.part(order[middle:])
 
 
-def draws(answers: Answers, count: int, ways: tuple[By, ...]) -> dict[str, Any]:
+def draws(
+    answers: Answers, count: int, ways: tuple[By, ...], methods: Sequence[Method] = tuple(METHODS)
+) -> dict[str, Any]:
     """Coverage and size over resampled halves, by level, method and way."""
     found: dict[str, list[Coverage]] = {}
     for seed in range(count):
         fit, rest = half(answers, seed)
         for alpha in ALPHAS:
-            for method in METHODS:
+            for method in methods:
                 for by in ways:
-                    sets = calibrate_sets(fit, alpha=alpha, method=method, by=by)  # type: ignore[arg-type]
+                    sets = calibrate_sets(fit, alpha=alpha, method=method, by=by)
                     found.setdefault(f"{1 - alpha:g} {method} {by}", []).append(
                         coverage(sets, rest)
                     )
@@ -111,7 +114,7 @@ def one_run(run: RunFolder, count: int) -> dict[str, Any]:
         "alone": [
             {
                 "scores": scores(exit_answers(test, k)).model_dump(),
-                "sets": draws(exit_answers(pool, k), count, ("mixture",)),
+                "sets": draws(exit_answers(pool, k), count, ("mixture",), ("lac",)),
             }
             for k in range(test.num_exits)
         ],

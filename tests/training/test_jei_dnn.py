@@ -18,6 +18,7 @@ from offramp.exits.gated import gates
 from offramp.fitting import fit
 from offramp.model import MultiExitModel
 from offramp.policies.jei_dnn import exit_mass
+from offramp.policies.stopping import stopping_mass
 from offramp.training import RECIPES, Objective, StageSettings, Step
 from offramp.training.bilevel import GatesAndHeads, Turns
 from offramp.training.every_image import EveryImage
@@ -28,6 +29,7 @@ from offramp.training.gating import (
     exit_values,
     gate_loss,
     gate_targets,
+    stopping_targets,
     warm_up_weights,
 )
 from offramp.training.metrics import read_metrics
@@ -53,7 +55,7 @@ CE, COSTS = torch.tensor([[1.2, 0.6, 0.55, 0.5]]), torch.tensor([0.25, 0.5, 0.75
     ],
 )
 def test_the_cards_targets(tradeoff: float, best: int, targets: list[int]) -> None:
-    found = best_exit(CE, COSTS, tradeoff)
+    found = best_exit(CE + tradeoff * COSTS)
     assert found.item() == best - 1
     assert gate_targets(found, 3, "subsequent")[0][0].tolist() == targets
 
@@ -71,15 +73,15 @@ def test_limits_of_the_price(seed: int) -> None:
     losses = 5 * torch.rand(16, 6, generator=generator)
     costs = torch.rand(6, generator=generator).add(0.05).cumsum(0)
     costs = costs / costs[-1]
-    assert torch.equal(best_exit(losses, costs, 0.0), losses.argmin(dim=1))
+    assert torch.equal(best_exit(losses), losses.argmin(dim=1))
     gap = (losses.max() - losses.min()) / (costs[1] - costs[0])
-    assert best_exit(losses, costs, 1.01 * gap.item()).tolist() == [0] * 16
-    paid = [costs[best_exit(losses, costs, p)].mean() for p in (0.0, 0.3, 1.0, 3.0, 9.0)]
+    assert best_exit(losses + 1.01 * gap * costs).tolist() == [0] * 16
+    paid = [costs[best_exit(losses + p * costs)].mean() for p in (0.0, 0.3, 1.0, 3.0, 9.0)]
     assert paid == sorted(paid, reverse=True)
 
 
 def test_ties_go_to_the_first_exit() -> None:
-    assert best_exit(torch.ones(1, 3), torch.zeros(3), 1.0).item() == 0
+    assert best_exit(torch.ones(1, 3)).item() == 0
 
 
 def test_other_schemes_of_targets() -> None:
@@ -90,6 +92,45 @@ def test_other_schemes_of_targets() -> None:
     same, asked = gate_targets(best, 3, "ignore")
     assert torch.equal(same, only)
     assert asked.tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+
+
+def test_regret_asks_what_going_on_would_cost() -> None:
+    paid = torch.tensor([[0.5, 0.2, 0.9, 0.4], [0.1, 0.2, 0.3, 0.6]])
+    stop, go = 1.0, -1.0
+    wanted, regret = stopping_targets(paid, torch.tensor([[go, go, go], [go, stop, stop]]))
+    assert wanted.tolist() == [[0, 1, 0], [1, 1, 1]]  # the first goes on to the last exit, 0.4
+    assert regret.flatten().tolist() == pytest.approx([0.1, 0.2, 0.5, 0.1, 0.1, 0.3])
+    wanted, regret = stopping_targets(paid, torch.tensor([[go, go, stop], [go, go, go]]))
+    assert wanted.tolist() == [[1, 1, 0], [1, 1, 1]]  # the third gate would let it go at 0.9
+    assert regret.flatten().tolist() == pytest.approx([0.4, 0.7, 0.5, 0.5, 0.4, 0.3])
+
+
+def test_gates_that_learn_from_regret_find_the_best_rule() -> None:
+    """Two early exits and a sign that says whose first answer is right: who can leave, leaves."""
+    generator = torch.Generator().manual_seed(0)
+    sign = torch.rand(4000, generator=generator)
+    right = (torch.rand(4000, 3, generator=generator) < torch.stack(
+        [sign, sign.clamp_min(0.5), torch.full_like(sign, 0.9)], dim=1
+    )).float()  # fmt: skip
+    paid = 0.4 * torch.tensor([0.2, 0.6, 1.0]) - right
+    weight, bias = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.Adam([weight, bias], lr=0.05)
+    for _ in range(600):
+        gates = sign[:, None] * weight + bias
+        wanted, regret = stopping_targets(paid, gates.detach())
+        optimizer.zero_grad()
+        gate_loss(gates, wanted, torch.ones(2), regret).backward()
+        optimizer.step()
+    leaves = (-bias / weight).tolist()
+    assert leaves[1] == pytest.approx(0.9 - 0.16, abs=0.06)  # 0.24 - s = 0.4 - 0.9
+    assert leaves[0] == pytest.approx(0.9 - 0.32, abs=0.06)  # 0.08 - s = 0.4 - 0.9
+
+
+def test_regret_takes_no_balance() -> None:
+    with pytest.raises(ValueError, match="balance = 'exact' beside targets = 'regret'"):
+        Turns(targets="regret", balance="exact")
+    assert Turns(targets="regret", balance="none").mass is stopping_mass
+    assert Turns().mass is exit_mass
 
 
 def test_other_criteria() -> None:
@@ -267,7 +308,7 @@ def test_balance_and_mixture_come_from_the_validation_split(tmp_path: Path) -> N
     assert objective.positive.tolist() == [1, 1, 1]
     with torch.no_grad():
         said = model(step().images)
-        best = objective.best([s.logits for s in said], step().targets)
+        best = best_exit(objective.paid([s.logits for s in said], step().targets))
         objective.hear(said, step().targets)
         objective.hear(said, step().targets)
     entry = objective.after_epoch([])

@@ -19,6 +19,7 @@ from offramp.policies.path import PathPolicy
 from offramp.policies.patience import Patience
 from offramp.policies.pcee import PCEE
 from offramp.policies.settled import Settled
+from offramp.policies.stopping import Stopping
 from offramp.policies.threshold import (
     Confidence,
     Entropy,
@@ -51,6 +52,7 @@ __all__ = [
     "Policy",
     "ScalarPolicy",
     "Settled",
+    "Stopping",
     "ThresholdPolicy",
     "Thresholded",
     "Voting",

@@ -1,15 +1,16 @@
 """JEI-DNN's second stage: gates and heads in turn, each given what the other has learned."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
-from offramp.policies.jei_dnn import exit_mass
+from offramp.policies.jei_dnn import ExitMass, exit_mass
+from offramp.policies.stopping import stopping_mass
 from offramp.training.every_image import EveryImage
 from offramp.training.features import Features
 from offramp.training.gating import (
@@ -22,7 +23,7 @@ from offramp.training.gating import (
     coupled_loss,
     exit_values,
     gate_loss,
-    gate_targets,
+    lessons,
 )
 from offramp.training.kept_features import HeadsOnKeptFeatures, KeptFeatures
 from offramp.training.recipe import Step
@@ -48,13 +49,32 @@ class Turns(BaseModel):
     criterion: Criterion = Field(
         default="loss", description="what an exit is judged by besides its cost"
     )
-    targets: Targets = Field(default="subsequent", description="what gates behind the best say")
+    targets: Targets = Field(
+        default="subsequent",
+        description="what gates behind the best say; or regret: every gate learns whether stopping "
+        "costs less than going on, weighted by how much, and is read by itself (policy stopping)",
+    )
     balance: Balance = Field(
-        default="cumulative", description="weight of the ones among a gate's targets; or exact"
+        default="cumulative",
+        description="weight of the ones among a gate's targets; or exact; with regret none",
     )
     coupling: Coupling = Field(
         default="detached", description="as_released, the gates' weights cancel in the heads' loss"
     )
+
+    @model_validator(mode="after")
+    def _weighted_once(self) -> Self:
+        if self.targets == "regret" and self.balance != "none":
+            raise ValueError(
+                f"balance = {self.balance!r} beside targets = 'regret', which weight every sample "
+                "already (use none)"
+            )
+        return self
+
+    @property
+    def mass(self) -> Callable[[Tensor], ExitMass]:
+        """Where gates (B, L-1) in (0, 1) let samples leave."""
+        return stopping_mass if self.targets == "regret" else exit_mass
 
 
 class Mixture(NamedTuple):
@@ -133,30 +153,30 @@ class GatesAndHeads(HeadsOnKeptFeatures):
 
     def teach_gates(self, said: Sequence[Any], targets: Tensor, final: Tensor) -> dict[str, Tensor]:
         gates = torch.stack([outputs.gate for outputs in said], dim=1)
-        best = self.best([*(outputs.logits for outputs in said), final], targets)
-        wanted, asked = gate_targets(best, len(said), self.turns.targets)
+        paid = self.paid([*(outputs.logits for outputs in said), final], targets)
+        wanted, asked = lessons(paid, gates.detach(), self.turns.targets)
         loss = gate_loss(gates, wanted, self.positive.to(gates.device), asked)
         return {"loss": loss, "gates": loss}
 
     def teach_heads(self, said: Sequence[Any], targets: Tensor) -> dict[str, Tensor]:
         gates = torch.stack([outputs.gate for outputs in said], dim=1)
         losses = [self.model.task.losses(outputs.logits, targets) for outputs in said]
-        mass = exit_mass(gates.detach().float().sigmoid()).early
+        mass = self.turns.mass(gates.detach().float().sigmoid()).early
         loss = coupled_loss(mass, torch.stack(losses, dim=1), self.turns.coupling)
         return {"loss": loss, "heads": loss}
 
     @torch.no_grad()
-    def best(self, logits: Sequence[Tensor], targets: Tensor) -> Tensor:
-        """l* (B,) of what every exit says, (B, C) each."""
+    def paid(self, logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """v_l + λ c_l (B, L) of what every exit says, (B, C) each."""
         losses = torch.stack([self.model.task.losses(z, targets) for z in logits], dim=1)
         values = exit_values(losses, torch.stack(list(logits), 1), targets, self.turns.criterion)
-        return best_exit(values, self.costs.to(values.device), self.tradeoff)
+        return values + self.tradeoff * self.costs.to(values.device)
 
     def hear(self, said: Sequence[Any], targets: Tensor) -> None:
-        best = self.best([outputs.logits.float() for outputs in said], targets)
+        best = best_exit(self.paid([outputs.logits.float() for outputs in said], targets))
         self.counts += best.bincount(minlength=len(said)).to(self.counts)
         gates = torch.stack([outputs.gate for outputs in said[:-1]], dim=1).float().sigmoid()
-        fires = torch.nn.functional.pad(exit_mass(gates).hazard >= 0.5, (0, 1), value=True)
+        fires = torch.nn.functional.pad(self.turns.mass(gates).hazard >= 0.5, (0, 1), value=True)
         exits = fires.int().argmax(dim=1)  # the first that fires
         predictions = torch.stack([outputs.logits.argmax(dim=-1) for outputs in said], dim=1)
         right = predictions.gather(1, exits[:, None])[:, 0] == targets

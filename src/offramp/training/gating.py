@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Criterion = Literal["loss", "error", "confidence"]
-Targets = Literal["subsequent", "only", "ignore"]
+Targets = Literal["subsequent", "only", "ignore", "regret"]
 Balance = Literal["cumulative", "exact", "none"]
 Coupling = Literal["detached", "as_released"]
 
@@ -39,9 +39,9 @@ def exit_values(losses: Tensor, logits: Tensor, targets: Tensor, criterion: Crit
     return -right * torch.softmax(logits.float(), dim=-1).amax(dim=-1)
 
 
-def best_exit(values: Tensor, costs: Tensor, tradeoff: float) -> Tensor:
-    """l* = argmin_l (v_l + λ c_l) of values (B, L) and costs (L,), the first where several are."""
-    return (values + tradeoff * costs).argmin(dim=-1)
+def best_exit(paid: Tensor) -> Tensor:
+    """l* = argmin_l (v_l + λ c_l) of what is paid (B, L), the first where several are."""
+    return paid.argmin(dim=-1)
 
 
 def gate_targets(best: Tensor, early: int, kind: Targets) -> tuple[Tensor, Tensor]:
@@ -61,6 +61,37 @@ def gate_targets(best: Tensor, early: int, kind: Targets) -> tuple[Tensor, Tenso
     return (exits == best).float(), (exits <= best).float() if kind == "ignore" else asked
 
 
+def lessons(paid: Tensor, gates: Tensor, kind: Targets) -> tuple[Tensor, Tensor]:
+    """What gates learn where v_l + λ c_l (B, L) are paid: targets and how much each counts.
+
+    Args:
+        gates: a (B, L-1), logits, as they are now.
+    """
+    if kind == "regret":
+        return stopping_targets(paid, gates)
+    return gate_targets(best_exit(paid), gates.shape[1], kind)
+
+
+def stopping_targets(paid: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether stopping at each exit is better than going on, and by how much: both (B, L-1).
+
+    From the last gate to the first: going on from exit l costs what is paid where the gates behind
+    it let a sample go (Becker, Cheridito and Jentzen, "Deep optimal stopping", JMLR 2019). With the
+    differences as weights, a gate above one half is one whose samples lose less by stopping on
+    average; targets at the best exit know the labels, and no gate can.
+
+    Args:
+        paid: v_l + λ c_l (B, L).
+        gates: a (B, L-1), logits.
+    """
+    ahead, saved = paid[:, -1], []
+    for place in reversed(range(gates.shape[1])):
+        saved.append(ahead - paid[:, place])
+        ahead = torch.where(gates[:, place] >= 0, paid[:, place], ahead)
+    regret = torch.stack(saved[::-1], dim=1)
+    return (regret > 0).float(), regret.abs()
+
+
 def gate_loss(
     logits: Tensor, targets: Tensor, positive: Tensor, asked: Tensor | None = None
 ) -> Tensor:
@@ -70,14 +101,15 @@ def gate_loss(
         logits: a (B, L-1).
         targets: t (B, L-1).
         positive: weight (L-1,) where t = 1.
-        asked: (B, L-1), gates that count; all of them when omitted.
+        asked: (B, L-1), how much each counts; all the same when omitted.
     """
     losses = F.binary_cross_entropy_with_logits(
         logits.float(), targets, pos_weight=positive, reduction="none"
     )
     if asked is None:
         return losses.mean()
-    return (losses * asked).sum() / asked.sum().clamp_min(1)
+    least = torch.finfo(losses.dtype).tiny
+    return (losses * asked).sum() / asked.sum().clamp_min(least)
 
 
 def class_balance(counts: Tensor, kind: Balance) -> Tensor:
