@@ -9,7 +9,6 @@ Let nothing else run on the machine meanwhile.
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,11 @@ import torch
 from offramp.calibration import OperatingPoint
 from offramp.costs import describe_environment, model_costs
 from offramp.errors import OfframpError
-from offramp.files import write_json
 from offramp.runs import RunFolder
 from offramp.runtime import BenchResult, bench, latency_table
+
+sys.path.insert(0, str(Path(__file__).parent))
+from script import carry_out, commit, parser_for
 
 # The targets of the project: speed-up in time over speed-up in MACs, and time without exits.
 EFFICIENCY = {1: 0.85, 8: 0.9, 64: 0.9}
@@ -76,23 +77,8 @@ def show(name: str, result: BenchResult) -> None:
         )
 
 
-def commit() -> str:
-    """Commit the numbers belong to, marked when the tree differs from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
-
-
-def told_without(words: list[str], *paths: str | Path | None) -> str:
-    """How a result came about, with PATH instead of places on somebody's machine."""
-    script, *rest = words
-    places = {str(path) for path in paths}
-    told = ["PATH" if word in places else word for word in rest]
-    return " ".join(["python", f"benchmarks/{Path(script).name}", *told])
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_for(__doc__, "compaction")
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--point", action="append", help="name of a point (repeat; default: all)")
     parser.add_argument("--batch", default="1,8,64", help="batch sizes (default: 1,8,64)")
@@ -100,11 +86,4 @@ if __name__ == "__main__":
     parser.add_argument("--split", default="test", help="where they come from (default: test)")
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds (default: 7)")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's)")
-    parser.add_argument(
-        "--results-file", type=Path, default=Path("benchmarks/results/compaction.json")
-    )
-    options = parser.parse_args()
-    try:
-        write_json(options.results_file, main(options))
-    except OfframpError as error:
-        sys.exit(f"{error}")
+    carry_out(parser, main)

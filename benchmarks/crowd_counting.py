@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from compaction import commit, told_without
+from script import commit, told_without
 
 from offramp.costs import describe_environment
 from offramp.errors import OfframpError

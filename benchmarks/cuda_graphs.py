@@ -36,7 +36,7 @@ from offramp.runtime.pieces import powers_of_two
 from offramp.runtime.static import Static, static_program
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compaction import commit
+from script import commit
 
 OUT = Path(__file__).parent / "results" / "cuda_graphs.json"
 GOAL = 0.9  # realised over ideal, for cuda-graphs

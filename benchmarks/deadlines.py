@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from compaction import commit
+from script import commit
 from torch import Tensor
 
 from offramp.calibration import Records

@@ -19,14 +19,12 @@ from offramp.calibration import OperatingPoint, Records, calibrate, evaluate
 from offramp.calibration.choice import block_costs
 from offramp.calibration.replay import replay
 from offramp.costs import CostTable, describe_environment
-from offramp.errors import OfframpError
-from offramp.files import write_json
 from offramp.policies import Confidence
 from offramp.run_evaluation import evaluate_run
 from offramp.runs import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compaction import commit
+from script import carry_out, commit, parser_for
 
 LOSSES = (0.5, 1.0, 2.0, 4.0)
 SPEEDUPS = (1.5, 1.87)
@@ -113,14 +111,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_for(__doc__, "early_exit")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--reference", type=Path, help="run of the plain fine-tuned model")
-    parser.add_argument(
-        "--results-file", type=Path, default=Path("benchmarks/results/early_exit.json")
-    )
-    options = parser.parse_args()
-    try:
-        write_json(options.results_file, main(options))
-    except OfframpError as error:
-        sys.exit(f"{error}")
+    carry_out(parser, main)

@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from compaction import commit
+from script import commit
 from torch import Tensor, nn
 
 from offramp.calibration import OperatingPoint, evaluate

@@ -26,7 +26,7 @@ from offramp.runs import RunFolder
 from offramp.training.run_config import RunConfig, load_run_config
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compaction import commit
+from script import commit
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 MODELS = {

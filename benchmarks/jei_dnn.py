@@ -34,7 +34,7 @@ from offramp.comparison.siblings import record_siblings, trunk
 from offramp.costs import describe_environment, model_costs
 from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
-from offramp.files import read_json, write_json
+from offramp.files import read_json
 from offramp.model import MultiExitModel
 from offramp.policies import policy_from_config
 from offramp.policies.jei_dnn import Gated
@@ -42,7 +42,7 @@ from offramp.policies.stopping import Stopping
 from offramp.runs import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compaction import commit
+from script import carry_out, commit, parser_for
 
 BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8)
 SPLITS = ("calibration", "test")
@@ -231,7 +231,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_for(__doc__, "jei_dnn")
     parser.add_argument("runs", nargs="+", type=Path, help="sweeps of recipe jei_dnn, one per seed")
     parser.add_argument(
         "--plain", nargs="*", type=Path, default=[], help="plain runs, one per seed"
@@ -242,13 +242,4 @@ if __name__ == "__main__":
         help="shares of the unmodified model's MACs (default: %(default)s)",
     )
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
-    parser.add_argument(
-        "--results-file", type=Path, default=Path("benchmarks/results/jei_dnn.json")
-    )
-    asked = parser.parse_args()
-    try:
-        measured = main(asked)
-    except OfframpError as error:
-        sys.exit(f"{error}")
-    write_json(asked.results_file, measured)
-    show(measured)
+    carry_out(parser, main, show)

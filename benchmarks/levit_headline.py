@@ -14,12 +14,10 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from offramp.errors import OfframpError
-from offramp.files import write_json
 from offramp.frontier import Entry, Frontier, measure_frontier
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compaction import commit
+from script import carry_out, commit, parser_for
 
 CLAIM = {"accuracy": 80.0, "times_faster": 5.0, "source": "arXiv:2104.01136, abstract"}
 LEVITS = ("levit_128", "levit_192", "levit_256")
@@ -87,25 +85,20 @@ def _from_claim(row: dict[str, Any]) -> float:
     return abs(row["accuracies"][0] - CLAIM["accuracy"])
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--engine", default="torch,openvino", help="engines, with commas")
-    parser.add_argument("--batch", type=int, default=1, help="images per batch (default: 1)")
-    parser.add_argument("--images", type=int, default=32, help="per model and round (default: 32)")
-    parser.add_argument("--rounds", type=int, default=15, help="measured rounds (default: 15)")
-    parser.add_argument(
-        "--results-file", type=Path, default=Path("benchmarks/results/levit_headline.json")
-    )
-    options = parser.parse_args()
-    try:
-        result = main(options)
-    except OfframpError as error:
-        sys.exit(f"{error}")
-    write_json(options.results_file, result)
-    for row in result["pairs"]:
+def show(found: dict[str, Any]) -> None:
+    for row in found["pairs"]:
         (levit, other), (low, high) = row["models"], row["quartiles"]
         print(
             f"{row['engine']}: {levit} ({row['accuracies'][0]} %) is {row['times_faster']:.2f}× as "
             f"fast as {other} ({row['accuracies'][1]} %), quartiles {low:.2f}…{high:.2f}; "
             f"MACs {row['macs_ratio']:.2f}×"
         )
+
+
+if __name__ == "__main__":
+    parser = parser_for(__doc__, "levit_headline")
+    parser.add_argument("--engine", default="torch,openvino", help="engines, with commas")
+    parser.add_argument("--batch", type=int, default=1, help="images per batch (default: 1)")
+    parser.add_argument("--images", type=int, default=32, help="per model and round (default: 32)")
+    parser.add_argument("--rounds", type=int, default=15, help="measured rounds (default: 15)")
+    carry_out(parser, main, show)

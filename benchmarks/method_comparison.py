@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from compaction import commit, told_without
+from script import commit, told_without
 
 from offramp.cascades import Plan, search
 from offramp.cascades.contestants import contestants, macs_of, pool_of

@@ -25,12 +25,11 @@ from offramp.calibration.risk.paths import PATHS, Quest, Step, decide_along
 from offramp.calibration.splits import cut, hash_order
 from offramp.costs import CostTable, describe_environment
 from offramp.errors import OfframpError
-from offramp.files import write_json
 from offramp.policies import POLICIES
 from offramp.runs import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compaction import commit
+from script import carry_out, commit, parser_for
 
 Floats = NDArray[np.float64]
 
@@ -160,7 +159,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_for(__doc__, "risk_control")
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--engine", default="torch", help="whose records (default: torch)")
     parser.add_argument("--precision", help="the engine's default when omitted")
@@ -170,13 +169,4 @@ if __name__ == "__main__":
     parser.add_argument("--risk-kind", default="consistency", help="default: consistency")
     parser.add_argument("--draws", type=int, default=200, help="default: 200")
     parser.add_argument("--samples", type=int, help="per draw; as the calibration split has")
-    parser.add_argument(
-        "--results-file", type=Path, default=Path("benchmarks/results/risk_control.json")
-    )
-    asked = parser.parse_args()
-    try:
-        measured = main(asked)
-    except OfframpError as error:
-        sys.exit(f"{error}")
-    write_json(asked.results_file, measured)
-    show(measured)
+    carry_out(parser, main, show)

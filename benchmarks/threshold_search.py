@@ -22,13 +22,11 @@ from offramp.calibration import OperatingPoint, Records, RecordsMeta, block_cost
 from offramp.calibration.front import Measure, measure
 from offramp.calibration.replay import replay
 from offramp.costs import CostTable, describe_environment
-from offramp.errors import OfframpError
-from offramp.files import write_json
 from offramp.policies import Confidence, policy_from_config
 from offramp.runs import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compaction import commit
+from script import carry_out, commit, parser_for
 
 DROPS = (0.25, 0.5, 1.0, 2.0, 4.0)
 THRESHOLDS = np.linspace(0.01, 0.999, 200)
@@ -175,7 +173,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_for(__doc__, "threshold_search")
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--engine", default="torch", help="whose records (default: torch)")
     parser.add_argument("--precision", help="the engine's default when omitted")
@@ -185,12 +183,4 @@ if __name__ == "__main__":
         help="what is timed, separated by commas",
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs per policy (default: 3)")
-    parser.add_argument(
-        "--results-file", type=Path, default=Path("benchmarks/results/threshold_search.json")
-    )
-    asked = parser.parse_args()
-    try:
-        measured = main(asked)
-    except OfframpError as error:
-        sys.exit(f"{error}")
-    write_json(asked.results_file, measured)
+    carry_out(parser, main)

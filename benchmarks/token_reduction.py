@@ -23,15 +23,13 @@ from offramp.costs import describe_environment
 from offramp.costs.macs import count_macs
 from offramp.data import eval_transform
 from offramp.data.parquet import images_and, parquet_parts
-from offramp.errors import OfframpError
-from offramp.files import write_json
 from offramp.reducers import ReducerSpec, reduced
 from offramp.runtime.engines import EngineOptions
 from offramp.runtime.static import static_program
 from offramp.token_steps import advise, time_programs, timings, token_count
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compaction import commit, told_without
+from script import carry_out, commit, parser_for, timing, told_without
 
 METHODS: dict[str, list[dict[str, Any]]] = {
     "tome": [{"r": r} for r in (2, 4, 8, 13)],
@@ -150,28 +148,11 @@ def lines(result: dict[str, Any]) -> list[str]:
     return made
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    made.add_argument("--model", default="deit_tiny_patch16_224", help="timm model")
-    made.add_argument("--weights", help="local weights file (default: timm's own)")
-    made.add_argument("--data", type=Path, required=True, help="parquet file or folder")
-    made.add_argument("--limit", type=int, help="images (default: all)")
-    made.add_argument("--methods", default=",".join(METHODS), help="with commas")
-    made.add_argument("--engine", default="torch,openvino", help="engines, with commas")
-    made.add_argument("--batch", default="1,32", help="batch sizes, with commas")
-    made.add_argument("--threads", type=int, default=2)
-    made.add_argument("--rounds", type=int, default=15, help="measured rounds (default: 15)")
-    made.add_argument(
-        "--results-file", type=Path, default=Path("benchmarks/results/token_reduction.json")
-    )
-    return made
-
-
 if __name__ == "__main__":
-    asked = parser().parse_args()
-    try:
-        answer = main(asked)
-    except OfframpError as error:
-        sys.exit(f"{error}")
-    write_json(asked.results_file, answer)
-    print("\n".join(lines(answer)))
+    parser = timing(parser_for(__doc__, "token_reduction"), batch="1,32")
+    parser.add_argument("--model", default="deit_tiny_patch16_224", help="timm model")
+    parser.add_argument("--weights", help="local weights file (default: timm's own)")
+    parser.add_argument("--data", type=Path, required=True, help="parquet file or folder")
+    parser.add_argument("--limit", type=int, help="images (default: all)")
+    parser.add_argument("--methods", default=",".join(METHODS), help="with commas")
+    carry_out(parser, main, lambda found: print("\n".join(lines(found))))

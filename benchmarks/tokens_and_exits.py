@@ -31,7 +31,7 @@ from offramp.runtime import bench, latency_table
 from offramp.token_steps import Timed, measure_reducers
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compaction import commit
+from script import commit
 
 DROPS = (0.5, 1.0, 2.0)
 OUT = Path(__file__).parent / "results" / "tokens_and_exits.json"

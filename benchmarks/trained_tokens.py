@@ -20,15 +20,13 @@ import torch
 
 from offramp.costs import describe_environment
 from offramp.costs.macs import count_macs
-from offramp.errors import OfframpError
-from offramp.files import write_json
 from offramp.runs import RunFolder
 from offramp.runtime.engines import EngineOptions
 from offramp.runtime.static import static_program
 from offramp.token_steps import time_programs, token_count
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compaction import commit
+from script import carry_out, commit, parser_for, timing
 
 HELD_OUT = ("test", "calibration")
 
@@ -98,29 +96,16 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    made.add_argument("runs", nargs="+", type=Path, help="runs with a reducer")
-    made.add_argument("--plain", type=Path, required=True, help="the run without one")
-    made.add_argument("--engine", default="torch,openvino", help="engines, with commas")
-    made.add_argument("--batch", default="1,32,128", help="batch sizes, with commas")
-    made.add_argument("--threads", type=int, default=2)
-    made.add_argument("--rounds", type=int, default=15, help="measured rounds (default: 15)")
-    made.add_argument(
-        "--results-file", type=Path, default=Path("benchmarks/results/trained_tokens.json")
-    )
-    return made
+def show(found: dict[str, Any]) -> None:
+    for entry in found["rows"]:
+        print(f"{entry['run']:<44} {entry['accuracy']:.2f} % ({entry['held_out']:.2f} %)")
+    for entry in found["times"]:
+        told = "  ".join(f"{ratio:.2f}x" for ratio in entry["speedup"])
+        print(f"{entry['engine']}, batch {entry['batch']}: {told}")
 
 
 if __name__ == "__main__":
-    asked = parser().parse_args()
-    try:
-        answer = main(asked)
-    except OfframpError as error:
-        sys.exit(f"{error}")
-    write_json(asked.results_file, answer)
-    for entry in answer["rows"]:
-        print(f"{entry['run']:<44} {entry['accuracy']:.2f} % ({entry['held_out']:.2f} %)")
-    for entry in answer["times"]:
-        told = "  ".join(f"{ratio:.2f}x" for ratio in entry["speedup"])
-        print(f"{entry['engine']}, batch {entry['batch']}: {told}")
+    parser = timing(parser_for(__doc__, "trained_tokens"), batch="1,32,128")
+    parser.add_argument("runs", nargs="+", type=Path, help="runs with a reducer")
+    parser.add_argument("--plain", type=Path, required=True, help="the run without one")
+    carry_out(parser, main, show)

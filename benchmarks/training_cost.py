@@ -17,8 +17,6 @@ from typing import Any
 
 from offramp.costs import describe_environment
 from offramp.data import Batch
-from offramp.errors import OfframpError
-from offramp.files import write_json
 from offramp.runs import open_data
 from offramp.training.context import LoopOptions
 from offramp.training.loop import Trainer
@@ -27,7 +25,7 @@ from offramp.training.run_config import RunConfig, load_run_config
 from offramp.training.stage_run import StageRun
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compaction import commit
+from script import carry_out, commit, parser_for
 
 WARMUP = 3
 
@@ -95,18 +93,13 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("recipes", nargs="+", type=Path, help="recipe files")
-    parser.add_argument("--steps", type=int, default=15, help="timed steps per stage (default: 15)")
-    parser.add_argument(
-        "--results-file", type=Path, default=Path("benchmarks/results/training_cost.json")
-    )
-    options = parser.parse_args()
-    try:
-        found = main(options)
-    except OfframpError as error:
-        sys.exit(f"{error}")
-    write_json(options.results_file, found)
+def show(found: dict[str, Any]) -> None:
     for name, recipe in found["recipes"].items():
         print(f"{name}: {recipe['minutes']:.1f} minutes")
+
+
+if __name__ == "__main__":
+    parser = parser_for(__doc__, "training_cost")
+    parser.add_argument("recipes", nargs="+", type=Path, help="recipe files")
+    parser.add_argument("--steps", type=int, default=15, help="timed steps per stage (default: 15)")
+    carry_out(parser, main, show)

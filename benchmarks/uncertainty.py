@@ -23,8 +23,6 @@ from offramp.calibration import Records, calibrate
 from offramp.calibration.front import measure
 from offramp.calibration.replay import replay
 from offramp.costs import describe_environment
-from offramp.errors import OfframpError
-from offramp.files import write_json
 from offramp.policies import Policy, policy_from_config
 from offramp.policies.jei_dnn import Gated
 from offramp.runs import RunFolder
@@ -33,8 +31,8 @@ from offramp.uncertainty.conformal import By, calibrate_sets
 from offramp.uncertainty.conformal_scores import METHODS, Method
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compaction import commit
 from risk_control import pooled
+from script import carry_out, commit, parser_for
 
 ALPHAS = (0.1, 0.05)
 LEAST = 0.01  # share of leavers from which an exit's coverage is reported
@@ -175,17 +173,8 @@ def show(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = parser_for(__doc__, "uncertainty")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders with gated heads")
     parser.add_argument("--draws", type=int, default=100, help="default: 100")
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
-    parser.add_argument(
-        "--results-file", type=Path, default=Path("benchmarks/results/uncertainty.json")
-    )
-    asked = parser.parse_args()
-    try:
-        measured = main(asked)
-    except OfframpError as error:
-        sys.exit(f"{error}")
-    write_json(asked.results_file, measured)
-    show(measured)
+    carry_out(parser, main, show)

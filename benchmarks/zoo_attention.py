@@ -18,8 +18,8 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from compaction import commit
 from references import shuffle, t2t, vil
+from script import commit
 from torch import Tensor, nn
 
 from offramp import vision_cure
