@@ -3,6 +3,10 @@
 from typing import Any
 
 Json = dict[str, Any]
+TAUGHT = {
+    "subsequent": "Gates learned the paper's targets, 1 from the best exit on.",
+    "regret": "Gates learned what stopping saves (`targets: regret`).",
+}
 
 
 def gates(found: Json) -> str:
@@ -14,8 +18,10 @@ def gates(found: Json) -> str:
         "Test accuracy in percent at equal shares of the unmodified model's MACs; mean and "
         f"standard deviation of {len(seeds)} seeds of the heads on one frozen backbone "
         f"({seeds[0]['full_accuracy']:.2f} %), best model of each sweep by the calibration split. "
-        "*Rule*: the paper's hazard of one half. *Gates*: thresholds on the hazards. *Confidence* "
-        "and *entropy*: thresholds on the same heads. *Plain*: heads trained without gates.",
+        "*Rule*: the paper's hazard of one half; *stopping rule*: each gate by itself at one half. "
+        "*Gates* and *stopping*: thresholds on hazards and on gates. *Confidence* and *entropy*: "
+        "thresholds on the same heads. *Plain*: heads trained without gates. A dash: no model of "
+        f"the sweep is that cheap. {TAUGHT[found['turns']['targets']]}",
         "",
         "| | " + " | ".join(f"{100 * budget:g} %" for budget in found["budgets"]) + " | mean |",
         "|---|" + "---|" * (len(found["budgets"]) + 1),
