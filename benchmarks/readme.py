@@ -15,7 +15,7 @@ from typing import Any
 
 from early_exit_tables import counting, deadlines, methods, risks, thresholds
 from gate_tables import gates, sets, variants
-from token_tables import reducers, together, trained, training
+from token_tables import losses, reducers, together, trained, training
 from zoo_tables import levit, zoo
 
 from offramp.costs import CostTable
@@ -307,6 +307,7 @@ PAGES: dict[str, dict[str, Callable[[Json], str]]] = {
     },
     "tokens.md": {
         "token_reduction.json": reducers,
+        "token_loss.json": losses,
         "trained_tokens.json": trained,
         "training_cost_tokens.json": training,
         "tokens_and_exits.json": together,

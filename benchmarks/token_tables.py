@@ -36,6 +36,31 @@ def reducers(found: Json) -> str:
     return "\n".join([*lines, "", "File: `benchmarks/results/token_reduction.json`.", ""])
 
 
+def losses(found: Json) -> str:
+    """Answers lost and won on several sets."""
+    sets = found["sets"]
+    lines = [
+        "### Is it the reducer's loss or the sample's?",
+        "",
+        f"{found['model']} without training: images that only the untouched model has right, and "
+        "that only the reduced one has; points lost in brackets. *Slope*: as many tokens merged "
+        "early (−1) or late (1).",
+        "",
+        "| reducer | GMACs | "
+        + " | ".join(f"{n}: {s['images']:,} images, {s['top1']:.1f} %" for n, s in sets.items())
+        + " |",
+        "|" + "---|" * (2 + len(sets)),
+    ]
+    for row in found["rows"]:
+        options = ", ".join(f"{k} = {v}" for k, v in row["reducer"]["options"].items())
+        cells = [f"{row['reducer']['name']} {options}".strip(), f"{row['macs'] / 1e9:.3f}"]
+        for name, one in row["sets"].items():
+            points = 100 * (one["lost"] - one["won"]) / sets[name]["images"]
+            cells.append(f"−{one['lost']} +{one['won']} ({points:.1f})")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "File: `benchmarks/results/token_loss.json`.", ""])
+
+
 def together(found: Json) -> str:
     """Tokens, exits, and both, at equal allowed loss."""
     lines = [
