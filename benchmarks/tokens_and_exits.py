@@ -38,11 +38,12 @@ OUT = Path(__file__).parent / "results" / "tokens_and_exits.json"
 
 
 class Contest:
-    """One run on one engine at one batch size."""
+    """One run on one engine."""
 
     def __init__(self, run: RunFolder, specs: list[ReducerSpec], options: argparse.Namespace):
         self.run, self.specs, self.options = run, specs, options
         self.images = run.images("test", options.images)
+        self.tables: dict[Path, dict[int, CostTable]] = {}
 
     def alone(self, batch: int) -> dict[str, Any]:
         """Strengths of the reducer without any exit: their time, and what they lose."""
@@ -80,18 +81,20 @@ class Contest:
         return run.records(split, engine=self.options.engine, progress=False).accuracy[-1]
 
     def clock(self, batch: int) -> Any:
-        """Measures latency tables of a run, at the sizes its survivors come in."""
-        sizes = sorted({1, max(1, batch // 4), batch})
+        """Latency tables of a run at the sizes its survivors come in, measured once."""
+        wanted = {size: survivors(size) for size in self.options.batch}
 
         def measured(variant: RunFolder) -> dict[int, CostTable]:
-            return latency_table(
-                variant.model,
-                self.images,
-                sizes,
-                engine=self.options.engine,
-                options=variant.engine_options(self.options.engine),
-                repeats=self.options.rounds * 3,
-            )
+            if variant.path not in self.tables:
+                self.tables[variant.path] = latency_table(
+                    variant.model,
+                    self.images,
+                    sorted({size for sizes in wanted.values() for size in sizes}),
+                    engine=self.options.engine,
+                    options=variant.engine_options(self.options.engine),
+                    repeats=self.options.rounds * 3,
+                )
+            return {size: self.tables[variant.path][size] for size in wanted[batch]}
 
         return measured
 
@@ -143,6 +146,11 @@ class Contest:
                 told = row and f"{row['speedup']:.2f}x, loses {row['test']:.2f}"
                 print(f"batch {batch}, at most {key}: {name} {told}", file=sys.stderr, flush=True)
         return found
+
+
+def survivors(batch: int) -> list[int]:
+    """Sizes that stand for what is left of a batch."""
+    return sorted({1, max(1, batch // 4), batch})
 
 
 def main(options: argparse.Namespace) -> None:
