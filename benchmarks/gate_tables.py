@@ -63,8 +63,9 @@ def sets(found: Json) -> str:
     lines = [
         "### Measured",
         "",
-        "Gates of recipe `jei_dnn` under the paper's rule, and thresholds on the same heads' "
-        "confidence at equal cost. Scores are of the test split.",
+        "Gates of recipe `jei_dnn`, with the paper's targets under its rule (policy `jei_dnn`) or "
+        "with `targets: regret` (policy `stopping`), and thresholds on the same heads' confidence "
+        "at equal cost. Scores are of the test split.",
         "",
         "| run | policy | MACs | accuracy, % | ECE, % | adaptive ECE, % | NLL |",
         "|---|---|---|---|---|---|---|",

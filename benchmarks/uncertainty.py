@@ -2,8 +2,8 @@
 
     python benchmarks/uncertainty.py runs/NAME/tradeoffs/1 runs/NAME/tradeoffs/2
 
-Every run has gated heads. Two policies answer at equal cost: the gates under the paper's rule, and
-thresholds on the confidence of the same heads, chosen on the calibration split to cost what the
+Every run has gated heads. Two policies answer at equal cost: the gates under the rule they were
+taught for (at one half), and thresholds on the confidence of the same heads, chosen on the calibration split to cost what the
 gates cost there. Validation and test samples, which chose no threshold, are pooled; every draw
 calibrates prediction sets on one half and looks at the other. ``by exit`` is judged among those who
 leave at each exit, ``alone`` by every exit for everybody (with LAC). Scores are of the test split.
@@ -25,6 +25,7 @@ from offramp.calibration.replay import replay
 from offramp.costs import describe_environment
 from offramp.policies import Policy, policy_from_config
 from offramp.policies.jei_dnn import Gated
+from offramp.policies.stopping import Stopping
 from offramp.runs import RunFolder
 from offramp.uncertainty import Answers, Coverage, coverage, exit_answers, mixture_answers, scores
 from offramp.uncertainty.conformal import By, calibrate_sets
@@ -43,12 +44,14 @@ def policies(run: RunFolder) -> dict[str, tuple[Policy, tuple[int, ...]]]:
     """Gates, and confidence thresholds that cost the same on the calibration split."""
     records, costs = run.records("calibration", progress=False), run.costs
     active = tuple(range(records.num_exits - 1))
-    gates = Gated.rule(records.num_exits)
+    turns = run.config.recipe.model_dump()["turns"]
+    family = Stopping if turns["targets"] == "regret" else Gated
+    gates = family.rule(records.num_exits)
     cost = measure(replay(gates, records, active), records, costs, active).cost
     front = calibrate(records, policy="confidence", max_cost=cost, costs=costs).front
     nearest = min(front, key=lambda setting: abs(setting.cost_share - cost))
     return {
-        "gates": (gates, active),
+        f"{gates.name} gates": (gates, active),
         "confidence": (policy_from_config(nearest.policy), nearest.active),
     }
 
