@@ -3,10 +3,11 @@
     python benchmarks/uncertainty.py runs/NAME/tradeoffs/1 runs/NAME/tradeoffs/2
 
 Every run has gated heads. Two policies answer at equal cost: the gates under the rule they were
-taught for (at one half), and thresholds on the confidence of the same heads, chosen on the calibration split to cost what the
-gates cost there. Validation and test samples, which chose no threshold, are pooled; every draw
-calibrates prediction sets on one half and looks at the other. ``by exit`` is judged among those who
-leave at each exit, ``alone`` by every exit for everybody (with LAC). Scores are of the test split.
+taught for (at one half), and thresholds on the confidence of the same heads, chosen on the
+calibration split to cost what the gates cost there. Every draw calibrates prediction sets on one
+half of the test split, which chose nothing before, and looks at the other. ``by exit`` is judged
+among those who leave at each exit, ``alone`` by every exit for everybody (with LAC). Scores are of
+the whole test split.
 """
 
 import argparse
@@ -32,7 +33,6 @@ from offramp.uncertainty.conformal import By, calibrate_sets
 from offramp.uncertainty.conformal_scores import METHODS, Method
 
 sys.path.insert(0, str(Path(__file__).parent))
-from risk_control import pooled
 from script import carry_out, commit, parser_for
 
 ALPHAS = (0.1, 0.05)
@@ -103,19 +103,16 @@ def _summary(rows: list[Coverage]) -> dict[str, Any]:
 
 def one_run(run: RunFolder, count: int) -> dict[str, Any]:
     test = run.records("test", progress=False)
-    pool = pooled(run.records("validation", progress=False), test)
     chosen = policies(run)
     return {
         "run": str(run.path),
-        "pool": len(pool),
+        "samples": len(test),
         "exit_names": test.meta.exit_names,
-        "policies": {
-            name: _one_policy(run, *pair, test, pool, count) for name, pair in chosen.items()
-        },
+        "policies": {name: _one_policy(run, *pair, test, count) for name, pair in chosen.items()},
         "alone": [
             {
                 "scores": scores(exit_answers(test, k)).model_dump(),
-                "sets": draws(exit_answers(pool, k), count, ("mixture",), ("lac",)),
+                "sets": draws(exit_answers(test, k), count, ("mixture",), ("lac",)),
             }
             for k in range(test.num_exits)
         ],
@@ -127,7 +124,6 @@ def _one_policy(
     policy: Policy,
     active: tuple[int, ...],
     test: Records,
-    pool: Records,
     count: int,
 ) -> dict[str, Any]:
     answers = mixture_answers(policy, test, active)
@@ -137,7 +133,7 @@ def _one_policy(
         "cost": found.cost,
         "exit_share": list(found.exit_share),
         "scores": scores(answers).model_dump(),
-        "sets": draws(mixture_answers(policy, pool, active), count, WAYS),
+        "sets": draws(answers, count, WAYS),
     }
 
 
