@@ -420,10 +420,15 @@ def test_a_stage_ends_when_every_head_rests(tmp_path: Path) -> None:
     assert all(0 < e["mixture_cost"] <= 1 for e in entries[3:])
 
 
-def test_a_sweep_keeps_a_model_per_price(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "taught",
+    [{}, {"targets": "regret", "criterion": "error", "balance": "none"}],
+    ids=["the paper's targets", "regret"],
+)
+def test_a_sweep_keeps_a_model_per_price(taught: dict[str, Any], tmp_path: Path) -> None:
     prices = {"tradeoffs": [0.0, 50.0], "following": 3, "cache_gb": 0.1}
     final = trained(
-        tmp_path, small(), **prices, joint=brief(3, sched="constant"), turns={"every": 4}
+        tmp_path, small(), **prices, joint=brief(3, sched="constant"), turns={"every": 4} | taught
     )
     front = json.loads((tmp_path / "tradeoffs" / "front.json").read_text())
     assert [row["run"] for row in front] == ["0", "50"]
