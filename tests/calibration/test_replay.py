@@ -16,13 +16,13 @@ from offramp.errors import OfframpError
 from offramp.policies import (
     POLICIES,
     Confidence,
-    Learned,
     Memory,
     Patience,
     Policy,
     Thresholded,
     ThresholdPolicy,
 )
+from offramp.policies.learned import SignalPolicy
 
 COUNT, EXITS, CLASSES = 40, 5, 4
 CLASSIFYING = [n for n in POLICIES.names() if "classification" in POLICIES.get(n).tasks]
@@ -92,7 +92,7 @@ def policies(draw: st.DrawFn) -> Policy:
     low, high = max(family.always, -1.5), family.never
     shares = draw(st.lists(st.floats(0, 1), min_size=EXITS, max_size=EXITS))
     thresholds = [low + (high - low) * share for share in shares]
-    if not issubclass(family, ThresholdPolicy) or family is Learned:
+    if not issubclass(family, ThresholdPolicy) or issubclass(family, SignalPolicy):
         return family(thresholds, **fitted(family))
     hot = draw(st.booleans())
     scales = draw(st.lists(st.floats(0.3, 3), min_size=EXITS, max_size=EXITS)) if hot else None

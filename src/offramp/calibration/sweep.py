@@ -30,9 +30,20 @@ class Sweep:
         self._fill()
 
     def settings(self) -> list[Leavers]:
-        """Everything found, and every static exit, in order of price."""
+        """Everything found, blends across the front's jumps, and every static exit."""
         static = [self.search.static(k) for k in range(self.search.exits)]
-        return list(dict.fromkeys([*self.found.values(), *static]))
+        return list(dict.fromkeys([*self.found.values(), *self._bridges(), *static]))
+
+    def _bridges(self) -> list[Leavers]:
+        """Blends of neighbours far apart in cost: no price leads between them, yet some budgets lie
+        there."""
+        found = []
+        for low, high in pairwise(sorted(self.found)):
+            one, other = self.found[low], self.found[high]
+            wide = abs(self.measure(one).cost - self.measure(other).cost)
+            steps = min(round(wide / _GAP), _BLENDS)
+            found += [self._blend(one, other, step / steps) for step in range(1, steps)]
+        return found
 
     def measure(self, leavers: Leavers) -> Measure:
         return self.search.measure(leavers)
