@@ -11,9 +11,10 @@ TAUGHT = {
 
 def gates(found: Json) -> str:
     """Accuracy at equal MACs: learned gates against thresholds, over seeds."""
-    seeds = found["seeds"]
+    seeds, targets = found["seeds"], found["turns"]["targets"]
+    kind = "" if targets == "subsequent" else f", targets: {targets}"
     lines = [
-        f"### Gates against thresholds, {found['backbone']} on {found['dataset']}",
+        f"### Gates against thresholds, {found['backbone']} on {found['dataset']}{kind}",
         "",
         "Test accuracy in percent at equal shares of the unmodified model's MACs; mean and "
         f"standard deviation of {len(seeds)} seeds of the heads on one frozen backbone "
@@ -21,7 +22,7 @@ def gates(found: Json) -> str:
         "*Rule*: the paper's hazard of one half; *stopping rule*: each gate by itself at one half. "
         "*Gates* and *stopping*: thresholds on hazards and on gates. *Confidence* and *entropy*: "
         "thresholds on the same heads. *Plain*: heads trained without gates. A dash: no model of "
-        f"the sweep is that cheap. {TAUGHT[found['turns']['targets']]}",
+        f"the sweep is that cheap. {TAUGHT[targets]}",
         "",
         "| | " + " | ".join(f"{100 * budget:g} %" for budget in found["budgets"]) + " | mean |",
         "|---|" + "---|" * (len(found["budgets"]) + 1),

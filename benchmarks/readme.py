@@ -302,6 +302,7 @@ PAGES: dict[str, dict[str, Callable[[Json], str]]] = {
         "deadlines.json": deadlines,
         "crowd_counting.json": counting,
         "jei_dnn.json": gates,
+        "jei_dnn_regret.json": gates,
         "jei_dnn_t2t.json": gates,
         "jei_dnn_variants.json": variants,
     },
