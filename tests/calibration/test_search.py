@@ -163,3 +163,16 @@ def test_fifty_thousand_by_twelve_in_about_a_second() -> None:
     )
     assert len(Sweep(search).settings()) > 12
     assert time.process_time() - start < 2.0  # 0.7 on an idle laptop core
+
+
+def test_budgets_inside_a_jump_of_the_front_have_settings() -> None:
+    """An exit that is right every other time, however sure: one price sends everybody there."""
+    count = 400
+    scores = np.linspace(1, 0, 2 * count, dtype=np.float32).reshape(count, 2)
+    worth = np.stack([np.arange(count) % 2 == 0, np.ones(count, dtype=bool)], axis=1)
+    search = ThresholdSearch(scores, worth, [0.3, 0.7], [0.0, 0.0], always=-1.0, never=2.0)
+    sweep = Sweep(search)
+    paid = sorted(sweep.measure(setting).cost for setting in sweep.settings())
+    assert paid[0] == pytest.approx(0.3)
+    assert paid[-1] == pytest.approx(1.0)
+    assert max(np.diff(paid)) < 0.1
