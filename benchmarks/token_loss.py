@@ -38,13 +38,12 @@ def main(arguments: Any) -> dict[str, Any]:
     sets = {}
     for path in arguments.data:
         images, labels = load(path, links, arguments.limit)
-        sets[path.stem if path.is_file() else path.name] = (images, labels)
-        sets[f"{path.stem if path.is_file() else path.name}, mirrored"] = (images.flip(-1), labels)
+        name = path.stem if path.is_file() else path.name
+        sets |= {name: (images, labels), f"{name}, mirrored": (images.flip(-1), labels)}
     whole = {name: right(links, *pair) for name, pair in sets.items()}
     rows = []
-    for name, given in [(n, g) for n, many in METHODS.items() for g in many] + [
-        ("tome", given) for given in LATE_OR_EARLY
-    ]:
+    tried = [(name, given) for name, many in METHODS.items() for given in many]
+    for name, given in [*tried, *(("tome", given) for given in LATE_OR_EARLY)]:
         spec = ReducerSpec(name=name, options=given)
         chain = reduced(links, spec).eval()
         found = {}
