@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from offramp.calibration import OperatingPoint, evaluate
+from offramp.calibration.batch_time import survivor_sizes
 from offramp.chains import chain
 from offramp.costs import describe_environment
 from offramp.costs.table import CostTable
@@ -82,7 +83,7 @@ class Contest:
 
     def clock(self, batch: int) -> Any:
         """Latency tables of a run at the sizes its survivors come in, measured once."""
-        wanted = {size: survivors(size) for size in self.options.batch}
+        wanted = {size: survivor_sizes(size) for size in self.options.batch}
 
         def measured(variant: RunFolder) -> dict[int, CostTable]:
             if variant.path not in self.tables:
@@ -146,11 +147,6 @@ class Contest:
                 told = row and f"{row['speedup']:.2f}x, loses {row['test']:.2f}"
                 print(f"batch {batch}, at most {key}: {name} {told}", file=sys.stderr, flush=True)
         return found
-
-
-def survivors(batch: int) -> list[int]:
-    """Sizes that stand for what is left of a batch."""
-    return sorted({1, max(1, batch // 4), batch})
 
 
 def main(options: argparse.Namespace) -> None:

@@ -2,19 +2,23 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from report_runs import invented_records, make_run
 
-from offramp.calibration import calibrate, evaluate
-from offramp.comparison import Comparison, Curve, compare
+from offramp.calibration import OperatingPoint, calibrate, evaluate
+from offramp.comparison import Comparison, Curve, compare, timing
 from offramp.comparison.curve import Spot
 from offramp.comparison.result import Spread
 from offramp.comparison.siblings import record_runs, trunk
+from offramp.comparison.table import contestant
+from offramp.costs import CostTable
 from offramp.errors import OfframpError
 from offramp.files import write_atomic
+from offramp.model import MultiExitModel
 from offramp.recording import collect
 from offramp.report.comparison import markdown, save_comparison_plot, table_rows
 from offramp.runs import RunFolder
@@ -139,6 +143,42 @@ def test_table_and_plot(pair: list[RunFolder], tmp_path: Path) -> None:
     assert "±" in rows[0][2]
     assert markdown(found).count("\n|") == len(rows) + 2
     assert save_comparison_plot(found, tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_time_is_of_the_setting_that_is_quickest_there(
+    pair: list[RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exits whose calls would take longer than they save are off."""
+    asked: list[list[int]] = []
+
+    def tables(model: MultiExitModel, images: Any, sizes: list[int], **_: Any) -> dict[int, Any]:
+        asked.append(sizes)
+        count = model.num_exits
+        heads = (0.0,) + (100.0,) * (count - 2) + (0.0,)
+        dear = CostTable(unit="ms", body=(1.0,) * count, head=heads, full=count)
+        return dict.fromkeys(sizes, dear)
+
+    monkeypatch.setattr(timing, "latency_table", tables)
+    paths = [str(run.path) for run in pair]
+    found = compare(paths, progress=False)
+    timed = timing.time_methods(
+        found, paths, engine="torch", images=4, batch_size=2, rounds=1, max_drop=30, progress=False
+    )
+    [one] = timed.methods[0].timed
+    assert (one.engine, one.batch_size, asked) == ("torch:float32", 2, [[1, 2]])
+    point = OperatingPoint.load(pair[0].path / "points" / "compared-confidence.json")
+    assert point.costs.unit == "ms"
+    assert point.active == (0,)
+
+
+def test_where_features_were_kept_makes_no_other_method(pair: list[RunFolder]) -> None:
+    for run, folder in zip(pair, ("here", "there"), strict=True):
+        recipe = yaml.safe_load((run.path / "recipe.yaml").read_text())
+        recipe["exits"] = {"layout": "linear"}
+        recipe["recipe"] = {"name": "classifier_wise", "cache_folder": folder}
+        write_atomic(run.path / "recipe.yaml", yaml.safe_dump(recipe))
+    one, other = (contestant(str(run.path)).recipe for run in pair)
+    assert one == other
 
 
 def test_other_samples_are_refused(pair: list[RunFolder]) -> None:

@@ -12,6 +12,11 @@ _ROUNDS = 4
 P = TypeVar("P", bound=FrontPoint)
 
 
+def survivor_sizes(batch_size: int) -> list[int]:
+    """Batch sizes to measure at: between them stands whatever is left of a batch."""
+    return sorted({1, -(-batch_size // 4), batch_size})
+
+
 def batch_time(point: FrontPoint, tables: Mapping[int, CostTable], batch_size: int) -> float:
     """Milliseconds per image, survivors of a batch running on in batches of their own size.
 

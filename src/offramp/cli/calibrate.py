@@ -243,10 +243,11 @@ def _check(split: str, name: str | None) -> None:
 def _latencies(
     run: "RunFolder", batch_size: int, engine: str, precision: str | None, as_json: bool
 ) -> "dict[int, CostTable]":
+    from offramp.calibration.batch_time import survivor_sizes
     from offramp.runtime import latency_table
 
     images = run.images("calibration", max(TIMED_IMAGES, batch_size))
     options = run.engine_options(engine, precision)
     with working(f"measuring time at batch {batch_size} on {engine}", as_json):
-        sizes = sorted({1, -(-batch_size // 4), batch_size})
+        sizes = survivor_sizes(batch_size)
         return latency_table(run.model, images, sizes, engine=engine, options=options)

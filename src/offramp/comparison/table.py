@@ -25,8 +25,10 @@ class Contestant(NamedTuple):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The recipe without what tells seeds apart."""
-        return {k: v for k, v in self.run.config.dump().items() if k not in ("name", "seed")}
+        """The recipe without what tells seeds apart, or says where features were kept."""
+        known = {k: v for k, v in self.run.config.dump().items() if k not in ("name", "seed")}
+        stages = {k: v for k, v in known["recipe"].items() if k != "cache_folder"}
+        return known | {"recipe": stages}
 
 
 def contestant(spec: str) -> Contestant:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from offramp.calibration import evaluate
+from offramp.calibration.batch_time import survivor_sizes
 from offramp.comparison.result import Comparison, Method, Timed
-from offramp.comparison.table import SPLIT, Contestant, contestant
+from offramp.comparison.table import CHOSEN, SPLIT, Contestant, contestant
 from offramp.runs import calibrate_run
-from offramp.runtime import bench
+from offramp.runtime import bench, latency_table
 
 MAX_DROP = 1.0
 POINT = "compared"
@@ -25,6 +26,9 @@ def time_methods(
     progress: bool = True,
 ) -> Comparison:
     """Add to every method what its first run takes on ``engine`` at a promise of ``max_drop``.
+
+    The setting is the one that is quickest by the run's latency table there, not the one of the
+    fewest MACs: an exit whose call takes longer than it saves is left out.
 
     Args:
         found: from `compare`, for the same ``specs``.
@@ -55,12 +59,21 @@ def _time(
     progress: bool,
 ) -> Timed:
     run = one.run
+    options = run.engine_options(engine, precision, batch_size=batch_size)
+    times = latency_table(
+        run.model,
+        run.images(CHOSEN, images),
+        survivor_sizes(batch_size),
+        engine=engine,
+        options=options,
+    )
     _, point = calibrate_run(
         run,
         policy=one.policy,
         max_drop=max_drop,
         engine=engine,
         precision=precision,
+        times=times,
         name=f"{POINT}-{one.policy}",
         progress=progress,
     )
@@ -73,7 +86,7 @@ def _time(
         rounds=rounds,
         costs=run.costs,
         engine=engine,
-        options=run.engine_options(engine, precision, batch_size=batch_size),
+        options=options,
     ).batches[0]
     return Timed(
         engine=f"{engine}:{records.meta.precision}",
