@@ -23,9 +23,7 @@ def reducers(found: Json) -> str:
     ]
     for number, row in enumerate(found["rows"]):
         spec = row["reducer"]
-        options = ", ".join(f"{k} = {v}" for k, v in (spec or {}).get("options", {}).items())
-        name = f"{spec['name']} {options}".strip() if spec else "untouched"
-        cells = [name, f"{row['top1']:.1f}", f"{base['top1'] - row['top1']:.1f}"]
+        cells = [_named(spec), f"{row['top1']:.1f}", f"{base['top1'] - row['top1']:.1f}"]
         cells += [f"{row['macs'] / 1e9:.3f}", str(row["tokens"])]
         cells += [f"{t['ratio'][number - 1]:.2f}" if spec else "1" for t in times]
         lines.append("| " + " | ".join(cells) + " |")
@@ -34,6 +32,14 @@ def reducers(found: Json) -> str:
         told = "; ".join(f"{name}: {said['reason']}" for name, said in t["auto"].items())
         lines.append(f"- {t['engine']}, batch {t['batch']}: {told}")
     return "\n".join([*lines, "", "File: `benchmarks/results/token_reduction.json`.", ""])
+
+
+def _named(spec: Json | None) -> str:
+    """A reducer with its options."""
+    if spec is None:
+        return "all tokens"
+    options = ", ".join(f"{key} = {value}" for key, value in spec["options"].items())
+    return f"{spec['name']} {options}".strip()
 
 
 def losses(found: Json) -> str:
@@ -52,8 +58,7 @@ def losses(found: Json) -> str:
         "|" + "---|" * (2 + len(sets)),
     ]
     for row in found["rows"]:
-        options = ", ".join(f"{k} = {v}" for k, v in row["reducer"]["options"].items())
-        cells = [f"{row['reducer']['name']} {options}".strip(), f"{row['macs'] / 1e9:.3f}"]
+        cells = [_named(row["reducer"]), f"{row['macs'] / 1e9:.3f}"]
         for name, one in row["sets"].items():
             points = 100 * (one["lost"] - one["won"]) / sets[name]["images"]
             cells.append(f"−{one['lost']} +{one['won']} ({points:.1f})")
@@ -80,9 +85,7 @@ def together(found: Json) -> str:
                 cells.append(
                     f"{row['speedup']:.2f}×, lost {row['test']:.2f}" if row else "none keeps it"
                 )
-            spec = both["reducer"]
-            fewer = f"{spec['name']} {spec['options']}" if spec else "all tokens"
-            cells.append(f"{fewer}, {len(both['exits'])} exits".replace("{", "").replace("}", ""))
+            cells.append(f"{_named(both['reducer'])}; {len(both['exits'])} exits")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", "File: `benchmarks/results/tokens_and_exits.json`.", ""])
 
@@ -104,9 +107,7 @@ def trained(found: Json) -> str:
         "|" + "---|" * (4 + len(times)),
     ]
     for k, row in enumerate(rows):
-        spec = row["reducer"]
-        options = ", ".join(f"{key} = {v}" for key, v in (spec or {}).get("options", {}).items())
-        cells = [f"{spec['name']} {options}" if spec else "all tokens"]
+        cells = [_named(row["reducer"])]
         cells += [f"{row['accuracy']:.1f}", f"{row['held_out']:.1f}", f"{row['macs'] / 1e9:.3f}"]
         cells += [f"{t['speedup'][k]:.2f}×" for t in times]
         lines.append("| " + " | ".join(cells) + " |")

@@ -1,6 +1,8 @@
 """Fewer tokens, early exits, or both: what each saves in measured time at equal loss.
 
     python benchmarks/tokens_and_exits.py runs/NAME --reducer tome --option r --strengths 0,1,2,4
+    python benchmarks/tokens_and_exits.py runs/LGVIT --reducer evo_vit --with classifier=class \\
+        --option keep --strengths 1,0.8,0.7,0.6
 
 Needs a trained run whose exits can follow reduced blocks. For every allowed loss, on one engine and
 for each batch size: the quickest strength of the reducer without exits, the quickest exits without
@@ -153,8 +155,9 @@ def main(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     run = RunFolder(options.run).check()
+    fixed = dict(pair.split("=", 1) for pair in options.given)
     specs = [
-        ReducerSpec(name=options.reducer, options={options.option: value})
+        ReducerSpec(name=options.reducer, options={**fixed, options.option: value})
         for value in options.strengths
     ]
     contest = Contest(run, specs, options)
@@ -176,6 +179,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("run", help="folder of a trained run")
     parser.add_argument("--reducer", default="tome")
     parser.add_argument("--option", default="r", help="what says how many tokens go")
+    parser.add_argument("--with", dest="given", action="append", default=[], help="option=value")
     parser.add_argument("--strengths", type=_numbers, default=(0, 1, 2, 4))
     parser.add_argument("--engine", default="openvino")
     parser.add_argument("--batch", type=_numbers, default=(1, 32))
