@@ -1,15 +1,15 @@
-"""Backbone weights as Offramp itself wrote them: a finished run's, or those of its plain stage."""
+"""Weights as Offramp itself wrote them: a finished run's, or those of its plain stage."""
 
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from offramp.errors import OfframpError
 from offramp.files import open_tensors, read_tensors
 
 WEIGHTS = "model.safetensors"
-PREFIX = "chain.backbone."
+BACKBONE, HEADS = "chain.backbone.", "exits."
 
 
 def load_own(module: nn.Module, path: Path) -> bool:
@@ -40,11 +40,7 @@ def load_run_backbone(module: nn.Module, run: Path) -> None:
     Raises:
         OfframpError: when ``run`` holds no such backbone.
     """
-    saved = {
-        name.removeprefix(PREFIX): tensor
-        for name, tensor in read_tensors(run / WEIGHTS).items()
-        if name.startswith(PREFIX)
-    }
+    saved = _saved(run, BACKBONE)
     expected = module.state_dict()
     differing = sorted(
         name
@@ -60,6 +56,32 @@ def load_run_backbone(module: nn.Module, run: Path) -> None:
         )
     fitting = {k: v for k, v in saved.items() if v.shape == expected[k].shape}
     module.load_state_dict(expected | fitting)
+
+
+def load_run_heads(heads: nn.Module, run: Path) -> None:
+    """Put the early heads of a saved model into ``heads``.
+
+    Raises:
+        OfframpError: when ``run`` holds no such heads at these places.
+    """
+    saved, expected = _saved(run, HEADS), heads.state_dict()
+    differing = sorted(
+        name
+        for name in set(saved) | set(expected)
+        if name not in saved or name not in expected or saved[name].shape != expected[name].shape
+    )
+    if differing:
+        raise OfframpError(
+            f"exits.pretrained = {run}: its exits are others ({HEADS}{differing[0]} differs): "
+            "give the same layout and places"
+        )
+    heads.load_state_dict(saved)
+
+
+def _saved(run: Path, prefix: str) -> dict[str, Tensor]:
+    """A saved model's tensors below a prefix."""
+    tensors = read_tensors(run / WEIGHTS)
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _classifies(module: Any, name: str) -> bool:

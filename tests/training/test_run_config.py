@@ -1,16 +1,18 @@
 """Recipe files: validated key by key, with errors for the person who wrote them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from offramp.data import open_dataset
 from offramp.errors import OfframpError
 from offramp.training import RECIPES, recipes
 from offramp.training.run_config import load_run_config
 from tiny import tiny_model
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "name": "x",
     "model": {"backbone": "deit_tiny_patch16_224", "image_size": 32},
     "data": {"name": "digits"},
@@ -83,6 +85,28 @@ def test_a_section_changes_what_it_names(tmp_path: Path) -> None:
     own = RECIPES.get("jei_dnn")().model_dump()["joint"]
     assert own["optimizer"] == "momentum"  # not the optimizer of other recipes
     assert recipe["joint"] == own | {"epochs": 3, "lr": 0.5}
+
+
+def test_exits_start_from_those_of_a_run(tmp_path: Path) -> None:
+    small = {"embed_dim": 24, "depth": 6, "num_heads": 3}
+    model = GOOD["model"] | {"backbone_args": small}
+    linear: dict[str, Any] = {"layout": "linear", "at": [2, 4]}
+    data = open_dataset("digits")
+    run = tmp_path / "run"
+    given = load_run_config(write(tmp_path, model=model, exits=linear)).build(data)
+    given.save_pretrained(run)
+
+    fewer = model | {"pretrained": str(run), "reducer": {"name": "evit", "keep": 0.7}}
+    goes_on = write(tmp_path, model=fewer, exits=linear | {"pretrained": str(run)})
+    found = load_run_config(goes_on).build(data).state_dict()
+    assert all(found[name].equal(tensor) for name, tensor in given.state_dict().items())
+
+    other = {"layout": "linear", "at": [2, 4, 5], "pretrained": str(run)}
+    with pytest.raises(OfframpError, match=r"its exits are others \(exits\.2\."):
+        load_run_config(write(tmp_path, model=fewer, exits=other)).build(data)
+    nowhere = linear | {"pretrained": str(tmp_path / "none")}
+    with pytest.raises(OfframpError, match=r"none.*no such file"):
+        load_run_config(write(tmp_path, model=model, exits=nowhere)).build(data)
 
 
 def test_every_recipe_is_registered() -> None:

@@ -24,6 +24,7 @@ from offramp.errors import OfframpError
 from offramp.exits import ExitSpec
 from offramp.model import MultiExitModel
 from offramp.model_config import Preprocessing
+from offramp.own_weights import load_run_heads
 from offramp.reducers import ReducerSpec
 from offramp.training.recipe import RECIPES, Recipe
 
@@ -61,6 +62,9 @@ class ExitsSection(BaseModel):
     count: int | None = Field(default=None, description="exits, placed at equal MACs")
     at: list[int] | None = Field(default=None, description="1-based blocks")
     tap: Tap = Field(default="block", description="what heads read: block, attention or ffn")
+    pretrained: str | None = Field(
+        default=None, description="the folder of a finished run whose heads these start from"
+    )
 
 
 class DataSection(BaseModel):
@@ -131,7 +135,7 @@ class RunConfig(BaseModel):
             )
         section = self.exits
         named = section if isinstance(section, ExitsSection) else None
-        return create(
+        model = create(
             self.model.backbone,
             exits=section if isinstance(section, list) else section.layout,
             count=named.count if named else None,
@@ -147,6 +151,9 @@ class RunConfig(BaseModel):
             task=data.task,
             target=target,
         )
+        if named and named.pretrained:
+            load_run_heads(model.exits, Path(named.pretrained).expanduser())
+        return model
 
 
 def load_run_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
