@@ -47,6 +47,7 @@ class Contest:
         self.run, self.specs, self.options = run, specs, options
         self.images = run.images("test", options.images)
         self.tables: dict[Path, dict[int, CostTable]] = {}
+        self.rows: dict[str, dict[str, Any]] = {}
 
     def alone(self, batch: int) -> dict[str, Any]:
         """Strengths of the reducer without any exit: their time, and what they lose."""
@@ -62,11 +63,11 @@ class Contest:
             options=settings,
             rounds=options.rounds * 10,
         )[1:]
-        rows = []
+        rows: list[dict[str, Any]] = []
         for timing in timings:
             variant = reduced_run(run, timing.spec)
             lost = {
-                split: 100 * (self._final(run, split) - self._final(variant, split))
+                split: 100 * (self.final(run, split) - self.final(variant, split))
                 for split in ("calibration", "test")
             }
             assert timing.spec is not None
@@ -80,7 +81,7 @@ class Contest:
             for drop in options.drops
         } | {"strengths": rows}
 
-    def _final(self, run: RunFolder, split: str) -> float:
+    def final(self, run: RunFolder, split: str) -> float:
         return run.records(split, engine=self.options.engine, progress=False).accuracy[-1]
 
     def clock(self, batch: int) -> Any:
@@ -102,7 +103,13 @@ class Contest:
         return measured
 
     def timed(self, point: OperatingPoint, batch: int) -> dict[str, Any]:
-        """What a point loses and takes."""
+        """What a point loses and takes; one that was chosen twice is timed once."""
+        key = f"{batch} {point.reducer} {point.active} {point.policy}"
+        if key not in self.rows:
+            self.rows[key] = self._timed(point, batch)
+        return self.rows[key]
+
+    def _timed(self, point: OperatingPoint, batch: int) -> dict[str, Any]:
         options, variant = self.options, reduced_run(self.run, point.reducer)
         row = bench(
             variant.model,
@@ -169,6 +176,7 @@ def main(options: argparse.Namespace) -> None:
         "run": run.path.name,
         "engine": options.engine,
         "samples": len(run.data.split("test")),
+        "accuracy": 100 * contest.final(run, "test"),
         "batches": {str(batch): contest.at(batch) for batch in options.batch},
     }
     write_json(options.out, found)

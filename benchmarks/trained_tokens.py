@@ -1,6 +1,6 @@
 """Models trained for fewer tokens beside the plain one: accuracy, MACs and throughput.
 
-    python benchmarks/trained_tokens.py runs/EVO_VIT … --plain runs/FINETUNE
+    python benchmarks/trained_tokens.py runs/EVO_VIT … --plain runs/FINETUNE --also classifier=class
 
 All runs were fine-tuned alike on the same data, so that the reducer is the only difference.
 Accuracy is of the test split, and of all images that nothing was trained on (``held_out``: with the
@@ -20,6 +20,7 @@ import torch
 
 from offramp.costs import describe_environment
 from offramp.costs.macs import count_macs
+from offramp.reduced_run import ReducedRun, reduced_run
 from offramp.runs import RunFolder
 from offramp.runtime.engines import EngineOptions
 from offramp.runtime.static import static_program
@@ -39,7 +40,7 @@ def row(run: RunFolder) -> dict[str, Any]:
         records = run.records(split, progress=False)
         right[split] = records.scalars["correct"][:, -1].numpy()
     return {
-        "run": run.path.name,
+        "run": (run.run if isinstance(run, ReducedRun) else run).path.name,
         "reducer": spec and spec.model_dump(),
         "accuracy": 100 * float(right["test"].mean()),
         "held_out": 100 * float(np.concatenate(list(right.values())).mean()),
@@ -82,6 +83,9 @@ def run_images(run: RunFolder, count: int) -> torch.Tensor:
 def main(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     runs = [RunFolder(path).check() for path in (options.plain, *options.runs)]
+    for name, value in (pair.split("=", 1) for pair in options.also):
+        reducers = [(run, run.model.config.reducer) for run in runs]
+        runs += [reduced_run(run, spec.at(**{name: value})) for run, spec in reducers if spec]
     with torch.inference_mode():
         rows = [row(run) for run in runs]
         times = [row for e in options.engine.split(",") for row in times_on(runs, e, options)]
@@ -107,5 +111,8 @@ def show(found: dict[str, Any]) -> None:
 if __name__ == "__main__":
     parser = timing(parser_for(__doc__, "trained_tokens"), batch="1,32,128")
     parser.add_argument("runs", nargs="+", type=Path, help="runs with a reducer")
+    parser.add_argument(
+        "--also", action="append", default=[], help="OPTION=VALUE the reducers are tried with too"
+    )
     parser.add_argument("--plain", type=Path, required=True, help="the run without one")
     carry_out(parser, main, show)
