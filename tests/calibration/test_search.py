@@ -176,3 +176,20 @@ def test_budgets_inside_a_jump_of_the_front_have_settings() -> None:
     assert paid[0] == pytest.approx(0.3)
     assert paid[-1] == pytest.approx(1.0)
     assert max(np.diff(paid)) < 0.1
+
+
+def test_an_exit_better_than_expected_is_reached_by_a_ramp() -> None:
+    """No price leads to it, yet the sure may leave ahead of it and everybody else there."""
+    count = 400
+    scores = np.linspace(1, 0, 3 * count, dtype=np.float32).reshape(count, 3)
+    sure, all_of_them = np.arange(count) < count // 2, np.ones(count, dtype=bool)
+    worth = np.stack([sure, all_of_them, np.arange(count) % 10 > 0], axis=1)
+    expected = np.stack([sure, 0.5 * all_of_them, all_of_them], axis=1).astype(float)
+    search = ThresholdSearch(
+        scores, worth, [0.1, 0.7, 0.2], [0.0] * 3, expected=expected, always=-1.0, never=2.0
+    )
+    sweep = Sweep(search)
+    right = [m.cost for m in map(sweep.measure, sweep.settings()) if m.accuracy == 1]
+    assert min(right) == pytest.approx(0.5 * 0.1 + 0.5 * 0.8)
+    assert max(right) == pytest.approx(0.8)
+    assert max(np.diff(sorted(right))) < 0.1

@@ -30,9 +30,10 @@ class Sweep:
         self._fill()
 
     def settings(self) -> list[Leavers]:
-        """Everything found, blends across the front's jumps, and every static exit."""
+        """Everything found, every static exit, and blends across the jumps between them."""
         static = [self.search.static(k) for k in range(self.search.exits)]
-        return list(dict.fromkeys([*self.found.values(), *self._bridges(), *static]))
+        ramps = [setting for k in range(1, self.search.exits) for setting in self._ramp(k)]
+        return list(dict.fromkeys([*self.found.values(), *self._bridges(), *ramps, *static]))
 
     def _bridges(self) -> list[Leavers]:
         """Blends of neighbours far apart in cost: no price leads between them, yet some budgets lie
@@ -44,6 +45,26 @@ class Sweep:
             steps = min(round(wide / _GAP), _BLENDS)
             found += [self._blend(one, other, step / steps) for step in range(1, steps)]
         return found
+
+    def _ramp(self, last: int) -> list[Leavers]:
+        """Blends of a static exit with what is next cheaper: ever fewer leave ahead of it.
+
+        The climb goes by expected worth, so prices may lead past an exit that turns out better.
+        """
+        static = self.search.static(last)
+        mine, known = self.measure(static), {s: self.measure(s) for s in self.found.values()}
+        cheaper = [s for s in known if known[s].cost < mine.cost]
+        if not cheaper or max(known[s].accuracy for s in cheaper) >= mine.accuracy:
+            return []
+        nearest = max(cheaper, key=lambda s: known[s].cost)
+        steps = min(round((mine.cost - known[nearest].cost) / _GAP), _BLENDS)
+        ahead = nearest[:last]
+        return [
+            self.search.tidy(
+                (*(m if m == OFF else round(m * step / steps) for m in ahead), *static[last:])
+            )
+            for step in range(1, steps + 1)
+        ]
 
     def measure(self, leavers: Leavers) -> Measure:
         return self.search.measure(leavers)
