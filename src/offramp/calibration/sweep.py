@@ -47,18 +47,18 @@ class Sweep:
         return found
 
     def _ramp(self, last: int) -> list[Leavers]:
-        """Blends of a static exit with what is next cheaper: ever fewer leave ahead of it.
+        """Blends of a static exit with the best of what is cheaper: ever fewer leave ahead of it.
 
         The climb goes by expected worth, so prices may lead past an exit that turns out better.
         """
         static = self.search.static(last)
         mine, known = self.measure(static), {s: self.measure(s) for s in self.found.values()}
         cheaper = [s for s in known if known[s].cost < mine.cost]
-        if not cheaper or max(known[s].accuracy for s in cheaper) >= mine.accuracy:
+        best = max(cheaper, key=lambda s: known[s].accuracy, default=static)
+        if known.get(best, mine).accuracy >= mine.accuracy:
             return []
-        nearest = max(cheaper, key=lambda s: known[s].cost)
-        steps = min(round((mine.cost - known[nearest].cost) / _GAP), _BLENDS)
-        ahead = nearest[:last]
+        steps = min(round((mine.cost - known[best].cost) / _GAP), _BLENDS)
+        ahead = best[:last]
         return [
             self.search.tidy(
                 (*(m if m == OFF else round(m * step / steps) for m in ahead), *static[last:])
