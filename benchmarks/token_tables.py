@@ -66,6 +66,13 @@ def losses(found: Json) -> str:
     return "\n".join([*lines, "", "File: `benchmarks/results/token_loss.json`.", ""])
 
 
+WHY = (
+    "Together they are chosen from what either alone offers too, so they are never slower by the "
+    "times they were chosen by. Where engines are bound by calls, as with single small images, "
+    "fewer tokens save little and exits alone are chosen."
+)
+
+
 def together(found: Json) -> str:
     """Tokens, exits, and both, at equal allowed loss."""
     lines = [
@@ -88,7 +95,7 @@ def together(found: Json) -> str:
                 )
             cells.append(f"{_named(both['reducer'])}; {len(both['exits'])} exits")
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "File: `benchmarks/results/tokens_and_exits.json`.", ""])
+    return "\n".join([*lines, "", WHY, "", "File: `benchmarks/results/tokens_and_exits.json`.", ""])
 
 
 def trained(found: Json) -> str:
