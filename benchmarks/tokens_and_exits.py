@@ -1,15 +1,21 @@
 """Fewer tokens, early exits, or both: what each saves in measured time at equal loss.
 
     python benchmarks/tokens_and_exits.py runs/NAME --reducer tome --option r --strengths 0,1,2,4
-    python benchmarks/tokens_and_exits.py runs/LGVIT --reducer evo_vit --with classifier=class \\
+
+Needs a trained run without a reducer whose exits can follow reduced blocks. The committed result is
+of LGViT after some training with half of its tokens, taken with all of them:
+
+    offramp train recipes/deit_tiny_cifar100_112_lgvit_evo_vit.yaml name=HALF
+    offramp train recipes/deit_tiny_cifar100_112_lgvit_evo_vit.yaml name=ALL model.reducer=null \\
+        model.pretrained=runs/HALF exits.pretrained=runs/HALF recipe.end_to_end.epochs=0
+    python benchmarks/tokens_and_exits.py runs/ALL --reducer evo_vit --with classifier=class \\
         --option keep --strengths 1,0.8,0.7,0.6
 
-Needs a trained run whose exits can follow reduced blocks. For every allowed loss, on one engine and
-for each batch size: the quickest strength of the reducer without exits, the quickest exits without
-the reducer, and strength and exits chosen together. All are chosen on the calibration split by time
-measured on the engine, judged on the test split, and timed end to end on real test images in turns
-with the untouched model. Writes benchmarks/results/tokens_and_exits.json. Let nothing else run on
-the machine meanwhile.
+For every allowed loss, on one engine and for each batch size: the quickest strength of the reducer
+without exits, the quickest exits without the reducer, and strength and exits chosen together. All
+are chosen on the calibration split by time measured on the engine, judged on the test split, and
+timed end to end on real test images in turns with the untouched model. Writes
+benchmarks/results/tokens_and_exits.json. Let nothing else run on the machine meanwhile.
 """
 
 import argparse
