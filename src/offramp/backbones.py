@@ -1,5 +1,6 @@
 """Building a timm backbone from its name, with errors for the person at the keyboard."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ class Built(NamedTuple):
 def register_zoo() -> None:
     """Add the models of ``offramp.zoo`` to those that timm knows by name."""
     vision_cure.ensure()
-    import offramp.zoo  # noqa: F401
+    import_module("offramp.zoo")
 
 
 def build_backbone(

@@ -28,7 +28,8 @@ def fits(file: Path, module: nn.Module) -> bool:
     if file.suffix != ".safetensors":
         return False
     with open_tensors(file) as tensors:
-        shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        names = list(tensors.keys())
+        shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
     return shapes == {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
 

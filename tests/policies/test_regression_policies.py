@@ -82,10 +82,12 @@ def test_replay_decides_as_the_runner_does(active: tuple[int, ...], patience: in
 def test_proposals_lie_between_changes_that_were_seen() -> None:
     records = offramp.collect(regression_model(), blobs(), progress=False)
     active = (0, 2)
-    proposed = Settled.propose(records, records.meta.costs, active)  # type: ignore[arg-type]
+    costs = records.meta.costs
+    assert costs is not None
+    proposed = Settled.propose(records, costs, active)
     moved = (records.prediction[:, 2] - records.prediction[:, 0]).abs()
     shares = [(replay(p, records, active).exit == 2).double().mean().item() for p in proposed]
     assert not any((moved == p.tolerance).any() for p in proposed)
     assert shares[-2:] == [1.0, 0.0]
     assert len({round(share, 3) for share in shares}) > 10
-    assert Settled.propose(records, records.meta.costs, (1,)) == [Settled(1, 0.0)]  # type: ignore[arg-type]
+    assert Settled.propose(records, costs, (1,)) == [Settled(1, 0.0)]

@@ -244,7 +244,9 @@ class TestStages:
         waits = 0
 
         class Watch(TorchDispatchMode):
-            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
+            def __torch_dispatch__(
+                self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+            ) -> Any:
                 nonlocal waits
                 waits += func is torch.ops.aten._local_scalar_dense.default
                 return func(*args, **(kwargs or {}))

@@ -3,6 +3,8 @@
 Compiling takes seconds, so most tests share one runner of two segments.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from offramp.model import MultiExitModel
 from offramp.policies import Confidence
 from offramp.runtime.batching import BatchPlan
 from offramp.runtime.engines.compile_engine import _plain
-from offramp.runtime.prediction import join
+from offramp.runtime.prediction import Prediction, join
 from offramp.runtime.runner import Runner, compile_runner
 
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
@@ -79,7 +81,7 @@ def test_answers_are_those_of_eager_torch(
         runner.plan = None
 
 
-def _again(runner: Runner, pictures: Tensor) -> list:  # type: ignore[type-arg]
+def _again(runner: Runner, pictures: Tensor) -> list[Prediction]:
     return [join([runner(batch) for batch in pictures.split(size)]) for size in (1, 3)]
 
 
@@ -118,9 +120,9 @@ def test_many_sizes_do_not_fall_back_to_eager(small: MultiExitModel) -> None:
 
     compiled = torch.compile
 
-    def quick(function: object, **options: object) -> object:
+    def quick(function: Any, **options: Any) -> Any:
         options.pop("options")  # Inductor's
-        return compiled(function, backend=backend, **options)  # type: ignore[call-overload]
+        return compiled(function, backend=backend, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", quick)

@@ -210,8 +210,9 @@ class ShuffleTransformer(nn.Module):
         return {n for n, _ in self.named_parameters() if "relative_position_bias_table" in n}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.stages.children():
-            stage.grad_checkpointing = enable  # type: ignore[assignment]
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            stage.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         merging, block = r"^stages\.(\d+)\.downsample", r"^stages\.(\d+)\.blocks\.(\d+)"

@@ -160,7 +160,8 @@ class Stage(nn.Module):
         """Resize the tables for a map of H × W patches."""
         self.patch_embed.set_grid(grid)
         for block in self.blocks:
-            block.attn.set_grid(grid)  # type: ignore[operator, union-attr]
+            assert isinstance(block, ViLBlock)
+            block.attn.set_grid(grid)
 
     def to_map(self, x: Tensor) -> Tensor:
         """Tokens (B, g + H·W, C) → patches as a map (B, C, H, W)."""
