@@ -1,5 +1,6 @@
 """The one training loop: stages of a recipe, on one device or many, resumable at any moment."""
 
+from contextlib import closing
 from pathlib import Path
 
 from offramp import vision_cure
@@ -13,6 +14,7 @@ from offramp.training.checkpoint import (
 )
 from offramp.training.context import Context, LoopOptions
 from offramp.training.metrics import MetricsLog
+from offramp.training.plain_attention import plain_attention
 from offramp.training.recipe import RECIPES, Recipe
 from offramp.training.requirements import steps_per_epoch
 from offramp.training.stage_run import StageRun
@@ -94,10 +96,11 @@ class Trainer:
                     continue
                 here = position if position and index == position.stage else None
                 part = StageRun(context, index, stage, log)
-                try:
+                attention = plain_attention(
+                    context.model, context.device, context.options.precision
+                )
+                with closing(part.objective), attention:
                     part.train(here)
-                finally:
-                    part.objective.close()
         finally:
             log.close()
             for parameter in context.model.parameters():
