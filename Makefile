@@ -11,7 +11,7 @@ export OFFRAMP_DATA ?= data
 demo: $(READY)  ## the whole road on embedded data: train, calibrate, measure, report
 	$(BIN)/offramp demo
 
-test: $(READY)  ## the suite, at most ten minutes on two cores
+test: $(READY)  ## the suite, about a quarter of an hour on two cores
 	$(BIN)/pytest -n 2 --durations=40
 
 coverage: $(READY)  ## the suite with line coverage, half as long again

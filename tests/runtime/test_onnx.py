@@ -20,6 +20,7 @@ from offramp.runtime import ENGINES, EngineOptions, Prediction, compile_runner
 from offramp.runtime.engines import Program
 from offramp.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from offramp.runtime.exporting import write_onnx
+from offramp.runtime.extras import require
 from offramp.runtime.parts import Layout, Part, build_parts
 from offramp.runtime.single_onnx import write_single
 from offramp.runtime.stages import Flow, Stages
@@ -119,7 +120,7 @@ def test_the_single_file_is_the_runner(export: Export, images: Tensor) -> None:
 
 
 def test_openvino_reads_the_single_file_too(confident: Export, images: Tensor) -> None:
-    ov = pytest.importorskip("openvino")
+    ov = require("openvino", "openvino", "this test")
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = ov.Core().compile_model(str(confident.single), "CPU", settings)
     said = [compiled(image[None].numpy()) for image in images]
