@@ -12,8 +12,9 @@ import torch
 
 from offramp.errors import OfframpError
 from offramp.runtime.bundle import export_bundle, is_bundle, load_bundle
+from offramp.runtime.compiling import compile_runner
 from offramp.runtime.engines import ENGINES, FileEngine
-from offramp.runtime.runner import Runner, compile_runner
+from offramp.runtime.runner import Runner
 
 if TYPE_CHECKING:
     from offramp.runs import RunFolder

@@ -11,7 +11,7 @@ from policy_family import EXITS, meta, records
 from offramp.calibration import Records, calibrate, replay
 from offramp.errors import OfframpError
 from offramp.policies.jei_dnn import HALF, Gated, exit_mass
-from offramp.runtime.runner import compile_runner
+from offramp.runtime.compiling import compile_runner
 from tiny import tiny_model
 
 EXAMPLES = [  # gates, mass at the early exits, final mass, hazards, 1-based exit

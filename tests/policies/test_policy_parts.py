@@ -11,9 +11,9 @@ from offramp.calibration import Records, replay
 from offramp.exits.gated import GatedExit
 from offramp.model import MultiExitModel
 from offramp.policies import PCEE, POLICIES, PathPolicy, Policy, Thresholded
+from offramp.runtime.compiling import compile_runner
 from offramp.runtime.exporting import trace
 from offramp.runtime.parts import build_parts
-from offramp.runtime.runner import compile_runner
 from tiny import tiny_model
 
 CLASSIFYING = [n for n in POLICIES.names() if "classification" in POLICIES.get(n).tasks]

@@ -20,12 +20,13 @@ from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
 from offramp.policies import Confidence
 from offramp.runtime.batching import BatchPlan, BatchTimes, SegmentTimes
+from offramp.runtime.compiling import compile_runner
 from offramp.runtime.engines.engine import CompiledSegment, Program
 from offramp.runtime.inputs import InputCheck
 from offramp.runtime.parts import DECISION, Layout
 from offramp.runtime.pieces import covering, in_pieces, powers_of_two
 from offramp.runtime.prediction import ExitTables, Prediction, join
-from offramp.runtime.runner import Runner, compile_runner
+from offramp.runtime.runner import Runner
 from offramp.runtime.stages import Flow, Stages
 from offramp.runtime.timing import arriving, measure_program
 

@@ -14,9 +14,10 @@ from offramp.model import MultiExitModel
 from offramp.policies import Confidence
 from offramp.runtime.batching import BatchPlan
 from offramp.runtime.benchmark import BenchResult, bench
+from offramp.runtime.compiling import compile_runner
 from offramp.runtime.engines.torch_engine import TorchEngine
 from offramp.runtime.prediction import Prediction
-from offramp.runtime.runner import Runner, compile_runner
+from offramp.runtime.runner import Runner
 
 
 def test_bench_reports_the_three_speedups_side_by_side(

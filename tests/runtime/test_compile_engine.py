@@ -16,9 +16,10 @@ from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
 from offramp.policies import Confidence
 from offramp.runtime.batching import BatchPlan
+from offramp.runtime.compiling import compile_runner
 from offramp.runtime.engines.compile_engine import _plain
 from offramp.runtime.prediction import Prediction, join
-from offramp.runtime.runner import Runner, compile_runner
+from offramp.runtime.runner import Runner
 
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
 

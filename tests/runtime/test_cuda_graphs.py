@@ -16,12 +16,13 @@ from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
 from offramp.policies import Confidence, Patience, Policy
 from offramp.runtime.batching import BatchPlan, BatchTimes, SegmentTimes
+from offramp.runtime.compiling import compile_runner
 from offramp.runtime.engines import EngineOptions
 from offramp.runtime.engines import cuda_graphs_engine as cuda_graphs
 from offramp.runtime.engines.cuda_graphs_engine import CudaGraphsEngine, Graph, rehearse
 from offramp.runtime.parts import Part
 from offramp.runtime.prediction import Prediction, join
-from offramp.runtime.runner import Runner, compile_runner
+from offramp.runtime.runner import Runner
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 GPU = torch.cuda.is_available()

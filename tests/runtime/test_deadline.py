@@ -14,12 +14,13 @@ from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
 from offramp.policies import Confidence, Patience
 from offramp.runtime.batching import BatchPlan, BatchTimes, SegmentTimes
+from offramp.runtime.compiling import compile_runner
 from offramp.runtime.deadline import ROUNDS, Deadline, sizes_up_to
 from offramp.runtime.engines.engine import CompiledSegment, Program
 from offramp.runtime.inputs import InputCheck
 from offramp.runtime.parts import DECISION, Layout
 from offramp.runtime.prediction import ExitTables, Prediction, join
-from offramp.runtime.runner import Runner, compile_runner
+from offramp.runtime.runner import Runner
 
 SEGMENTS = 4
 CPU = torch.device("cpu")

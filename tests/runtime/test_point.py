@@ -11,7 +11,7 @@ from offramp.costs.macs import model_costs
 from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
 from offramp.policies import Confidence
-from offramp.runtime.runner import compile_runner
+from offramp.runtime.compiling import compile_runner
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from offramp.exits import Outputs
 from offramp.model import MultiExitModel
 from offramp.policies import POLICIES, PathPolicy, Patience, Policy
 from offramp.policies.threshold import ThresholdPolicy
+from offramp.runtime.compiling import compile_runner
 from offramp.runtime.prediction import join
-from offramp.runtime.runner import compile_runner
 
 THRESHOLDS = sorted(
     name

@@ -10,8 +10,8 @@ from offramp.costs.macs import model_costs
 from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
 from offramp.policies import Confidence, Patience, Policy
+from offramp.runtime.compiling import compile_runner
 from offramp.runtime.prediction import Prediction, join
-from offramp.runtime.runner import compile_runner
 
 CLASSES = 10
 MakeModel = Callable[..., MultiExitModel]

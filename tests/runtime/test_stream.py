@@ -9,8 +9,8 @@ from torch import Tensor
 from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
 from offramp.policies import Confidence, Patience
+from offramp.runtime.compiling import compile_runner
 from offramp.runtime.prediction import join
-from offramp.runtime.runner import compile_runner
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 64])

@@ -12,8 +12,7 @@ from offramp.calibration.point import OperatingPoint
 from offramp.calibration.records import CHUNK, Records
 from offramp.calibration.replay import active_exits
 from offramp.policies.base import Policy
-from offramp.runtime.prediction import ExitTables, Prediction
-from offramp.runtime.runner import temperatures_of
+from offramp.runtime.prediction import ExitTables, Prediction, temperatures_of
 
 Floats = NDArray[np.float64]
 DIGITS = 4

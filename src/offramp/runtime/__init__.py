@@ -2,10 +2,11 @@
 
 from offramp.runtime.batching import BatchPlan, BatchTimes
 from offramp.runtime.benchmark import BatchBench, BenchResult, bench
+from offramp.runtime.compiling import compile_runner
 from offramp.runtime.engines import ENGINES, Engine, EngineOptions, register_engine
 from offramp.runtime.latency import latency_table
 from offramp.runtime.prediction import Prediction
-from offramp.runtime.runner import Runner, compile_runner
+from offramp.runtime.runner import Runner
 
 __all__ = [
     "ENGINES",

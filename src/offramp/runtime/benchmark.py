@@ -16,11 +16,12 @@ from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
 from offramp.policies import Policy
 from offramp.runtime.batching import BatchPlan
+from offramp.runtime.compiling import compile_runner
 from offramp.runtime.engines.engine import EngineOptions
 from offramp.runtime.hosting import hosting
 from offramp.runtime.latency import per_segment
 from offramp.runtime.prediction import Prediction, join
-from offramp.runtime.runner import Runner, compile_runner
+from offramp.runtime.runner import Runner
 from offramp.runtime.static import static_program
 
 if TYPE_CHECKING:

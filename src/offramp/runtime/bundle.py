@@ -19,8 +19,8 @@ from offramp.runtime.engines import ENGINES, EngineOptions, FileEngine
 from offramp.runtime.inputs import InputCheck
 from offramp.runtime.manifest import MANIFEST, Manifest, SegmentFile, digest
 from offramp.runtime.parts import build_parts
-from offramp.runtime.prediction import ExitTables
-from offramp.runtime.runner import Runner, temperatures_of
+from offramp.runtime.prediction import ExitTables, temperatures_of
+from offramp.runtime.runner import Runner
 from offramp.runtime.single_onnx import write_single
 from offramp.runtime.verification import verify
 from offramp.version import __version__

@@ -11,6 +11,7 @@ from torch import Tensor
 from offramp.errors import OfframpError
 
 if TYPE_CHECKING:
+    from offramp.policies import Policy
     from offramp.uncertainty.conformal import Conformal
 
 
@@ -110,3 +111,10 @@ def _join_cut(predictions: Sequence[Prediction]) -> Tensor | None:
             for p in predictions
         ]
     )
+
+
+def temperatures_of(policy: "Policy | None") -> Tensor | None:
+    """Softmax temperatures (K,) of a policy that has any other than 1."""
+    temperatures = getattr(policy, "temperatures", None)
+    scaled = temperatures is not None and set(temperatures) != {1.0}
+    return torch.tensor(temperatures) if scaled else None

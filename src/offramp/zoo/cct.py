@@ -5,13 +5,12 @@ CCT-L/KxC has L blocks behind C convolutions of kernel K.
 """
 
 from collections.abc import Mapping
-from itertools import pairwise
 from math import prod
 from typing import Any
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, Mlp, resample_abs_pos_embed, to_2tuple, trunc_normal_
+from timm.layers import resample_abs_pos_embed, to_2tuple, trunc_normal_
 from timm.models import (
     build_model_with_cfg,
     checkpoint_seq,
@@ -19,96 +18,16 @@ from timm.models import (
     register_model,
 )
 from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from offramp.errors import OfframpError, suggest
+from offramp.zoo.cct_layers import LN_EPS, CCTBlock, SequencePool, Tokenizer
 from offramp.zoo.checkpoints import strict, unwrap
+from offramp.zoo.positions import sinusoid
 
 __all__ = ["CCT"]
 
 POSITIONS = ("learnable", "sine")
-HIDDEN = 64  # channels between convolutions
-LN_EPS = 1e-5
-
-
-class Tokenizer(nn.Sequential):
-    """C times convolution, ReLU and max-pooling; (B, 3, H, W) → (B, dim, H', W')."""
-
-    def __init__(self, in_chans: int, dim: int, *, kernel: int, convs: int) -> None:
-        self.kernel, self.stride, self.padding = (
-            kernel,
-            max(1, kernel // 2 - 1),
-            max(1, kernel // 2),
-        )
-        widths = [in_chans, *[HIDDEN] * (convs - 1), dim]
-        super().__init__(
-            *(
-                nn.Sequential(
-                    nn.Conv2d(before, after, kernel, self.stride, self.padding, bias=False),
-                    nn.ReLU(),
-                    nn.MaxPool2d(3, 2, 1),
-                )
-                for before, after in pairwise(widths)
-            )
-        )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-
-    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the tokens of an image (H, W)."""
-        return self._side(image_size[0]), self._side(image_size[1])
-
-    def _side(self, pixels: int) -> int:
-        for _ in self:
-            pixels = (pixels + 2 * self.padding - self.kernel) // self.stride + 1
-            pixels = (pixels - 1) // 2 + 1  # the pooling
-        return pixels
-
-
-class CCTBlock(nn.Module):
-    """Attention and MLP; x (B, N, C) → x.
-
-    Not the usual pre-norm block: the sum behind the attention is normalised, and the MLP reads and
-    is added to that normalised value.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float,
-        *,
-        proj_drop: float = 0.0,
-        attn_drop: float = 0.0,
-        drop_path: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=LN_EPS)
-        self.attn = Attention(
-            dim, num_heads, qkv_bias=False, attn_drop=attn_drop, proj_drop=proj_drop
-        )
-        self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, eps=LN_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
-        self.drop_path2 = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm2(x + self.drop_path1(self.attn(self.norm1(x))))
-        return x + self.drop_path2(self.mlp(x))
-
-
-class SequencePool(nn.Module):
-    """z = Σ aᵢ xᵢ with a = softmax of a learned score over the tokens; (B, N, C) → (B, C)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.score = nn.Linear(dim, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = self.score(x).softmax(dim=1)  # (B, N, 1)
-        return (a.transpose(1, 2) @ x).squeeze(1)
 
 
 class CCT(nn.Module):
@@ -258,14 +177,6 @@ class CCT(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^pos_embed|tokenizer", "blocks": [(r"^blocks\.(\d+)", None)]}
-
-
-def sinusoid(tokens: int, dim: int) -> Tensor:
-    """Fixed position table (1, N, C): sin and cos of n / 10000^(2⌊j/2⌋/C), by turns over j."""
-    place = torch.arange(tokens, dtype=torch.float64)[:, None]
-    angle = place / 10000 ** (2 * (torch.arange(dim, dtype=torch.float64) // 2) / dim)
-    table = torch.where(torch.arange(dim) % 2 == 0, angle.sin(), angle.cos())
-    return table[None].float()
 
 
 def classifier(width: int, num_classes: int) -> nn.Module:

@@ -14,8 +14,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from offramp.zoo.cct import sinusoid
 from offramp.zoo.checkpoints import strict, unwrap
+from offramp.zoo.positions import sinusoid
 from offramp.zoo.t2t_tokens import SPLITS, TokensToToken
 
 __all__ = ["T2TViT"]
