@@ -29,6 +29,7 @@ def create(
     count: int | None = None,
     at: Sequence[int] | None = None,
     tap: Tap = "block",
+    options: dict[str, Any] | None = None,
     num_classes: int | None = None,
     pretrained: Pretrained = False,
     image_size: int | tuple[int, int] | None = None,
@@ -49,7 +50,9 @@ def create(
         count: number of exits, placed at equal MACs. Default: 8, fewer on shallow backbones.
         at: 1-based blocks instead of ``count``.
         tap: what the heads of a layout read: the block's output, its ``attention``'s, or the
-            hidden activation of its ``ffn``. (In a list each exit says so itself.)
+            hidden activation of its ``ffn``.
+        options: for every head of a layout, over the layout's own. (In a list each exit says its
+            tap and options itself.)
         num_classes: classes of the task; None keeps the backbone's own classifier.
         pretrained: True (timm's cache or the Hub) or the path of a local weights file.
         image_size: pixels; None keeps the backbone's own.
@@ -83,11 +86,14 @@ def create(
         raise OfframpError(f"num_classes = {num_classes}, but {name} has {links.num_classes}")
     if isinstance(exits, str):
         specs = expand_layout(exits, step_costs(links), count=count, at=at)
-        specs = [spec.model_copy(update={"tap": tap}) for spec in specs]
+        specs = [
+            spec.model_copy(update={"tap": tap, "options": spec.options | (options or {})})
+            for spec in specs
+        ]
     else:
-        if count is not None or at is not None or tap != "block":
+        if count is not None or at is not None or tap != "block" or options:
             raise OfframpError(
-                "count, at and tap go with a layout's name, not with a list of exits"
+                "count, at, tap and options go with a layout's name, not with a list of exits"
             )
         specs = [e if isinstance(e, ExitSpec) else ExitSpec.model_validate(e) for e in exits]
     config = ModelConfig(

@@ -86,7 +86,7 @@ def create(**options: Any) -> MultiExitModel:
 def test_a_layout_is_tapped_as_a_whole() -> None:
     model = create(exits="linear", at=[1, 3], tap="ffn")
     assert [spec.tap for spec in model.config.exits] == ["ffn", "ffn"]
-    with pytest.raises(OfframpError, match="count, at and tap go with a layout's name"):
+    with pytest.raises(OfframpError, match="count, at, tap and options go with a layout's name"):
         create(exits=LIST, tap="ffn")
 
 

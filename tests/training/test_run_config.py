@@ -109,6 +109,17 @@ def test_exits_start_from_those_of_a_run(tmp_path: Path) -> None:
         load_run_config(write(tmp_path, model=model, exits=nowhere)).build(data)
 
 
+def test_options_are_for_every_head(tmp_path: Path) -> None:
+    small = {"embed_dim": 24, "depth": 6, "num_heads": 3}
+    model, data = GOOD["model"] | {"backbone_args": small}, open_dataset("digits")
+    section = {"layout": "lph", "at": [2, 4], "options": {"norm": True, "kernel": 5}}
+    path = write(tmp_path, model=model, exits=section)
+    heads = load_run_config(path, ["exits.options.lte=true"]).build(data).config.exits
+    assert [head.options for head in heads] == [{"kernel": 5, "norm": True, "lte": True}] * 2
+    with pytest.raises(OfframpError, match=r"exit 'lph' has no option 'kernle'"):
+        load_run_config(path, ["exits.options.kernle=3"]).build(data)
+
+
 def test_every_recipe_is_registered() -> None:
     folder = Path(recipes.__file__).parent
     files = {path.stem for path in folder.glob("*.py")} - {"__init__"}

@@ -62,6 +62,9 @@ class ExitsSection(BaseModel):
     count: int | None = Field(default=None, description="exits, placed at equal MACs")
     at: list[int] | None = Field(default=None, description="1-based blocks")
     tap: Tap = Field(default="block", description="what heads read: block, attention or ffn")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="of every head, over the layout's own"
+    )
     pretrained: str | None = Field(
         default=None, description="the folder of a finished run whose heads these start from"
     )
@@ -141,6 +144,7 @@ class RunConfig(BaseModel):
             count=named.count if named else None,
             at=named.at if named else None,
             tap=named.tap if named else "block",
+            options=named.options if named else None,
             num_classes=len(classes),
             pretrained=self.model.pretrained,
             image_size=self.model.image_size,
