@@ -40,6 +40,19 @@ def test_ztw_is_the_written_formula() -> None:
     assert sum(p.numel() for p in built.parameters()) == 2 * 48 + 2 * 5 + (48 + 5) * 5 + 5
 
 
+def test_the_inline_link_is_the_written_formula() -> None:
+    built, view, before = cascade(link="isc").eval(), tokens(), torch.randn(3, 5) * 4
+    linear, normalised, _ = built.previous
+    nn.init.normal_(linear.weight)
+    normalised.running_mean.fill_(0.5)
+    z = ((before @ linear.weight.T + linear.bias - 0.5) / (1 + 1e-5) ** 0.5).clamp(min=0)
+    f = nn.functional.layer_norm(view.prefix[:, 0], (48,), eps=1e-6)
+    wanted = built.classifiers.heads[0](torch.cat([f, z], dim=1))
+    torch.testing.assert_close(built(view, (before,))[0].logits, wanted)
+    with pytest.raises(OfframpError, match="ztw: unknown link 'ics'"):
+        cascade(link="ics")
+
+
 @pytest.mark.parametrize("detach", [True, False])
 def test_gradient_reaches_the_head_before_only_where_asked(detach: bool) -> None:
     first, second = cascade(first=True), cascade(detach=detach)

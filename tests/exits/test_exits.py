@@ -36,7 +36,14 @@ OPTIONS = {
     "resmlp_ee": [{}, {"pool": "auto"}, {"tokens": "patches"}, {"head": "mlp"}],
     "sl_vit": [{}, {"patch": 2, "width": 24}, {"pool": "mean", "heads": 3}],
     "sdn": [{}, {"size": 2}],
-    "ztw": [{}, {"first": True}, {"detach": False}, {"pool": "both"}, {"pool": "mean"}],
+    "ztw": [
+        {},
+        {"first": True},
+        {"detach": False},
+        {"link": "isc"},
+        {"pool": "both"},
+        {"pool": "mean"},
+    ],
 }
 CASES = [
     (name, options)

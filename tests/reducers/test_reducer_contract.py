@@ -147,10 +147,11 @@ def test_backbone_weights_keep_their_names(name: str) -> None:
 GRID = [{"after": 3, "head": "lph"}]
 
 
+@pytest.mark.parametrize("head", ["lph", "gah", "cnn_add_ee", "mixer_ee", "resmlp_ee", "sdn"])
 @pytest.mark.parametrize("name", ["tome", "evit", "dynamicvit", "diffrate"])
-def test_heads_that_need_a_map_are_refused_once_tokens_are_gone(name: str) -> None:
-    with pytest.raises(OfframpError, match="needs tokens on a grid"):
-        reduced_model(CASES[name], GRID)
+def test_heads_that_need_a_map_are_refused_once_tokens_are_gone(name: str, head: str) -> None:
+    with pytest.raises(OfframpError, match=f"{head} needs tokens on a grid"):
+        reduced_model(CASES[name], [{"after": 3, "head": head}])
 
 
 @pytest.mark.parametrize("name", ["tome restored", "evo_vit", "evo_vit fast"])

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from offramp.chains.state import Tokens, TokenSpec
 from offramp.errors import OfframpError
 from offramp.exits.exit import Classifiers, Exit, Outputs, init_head, register_exit
+from offramp.exits.reading import grid_of
 
 Convergence = Literal["stride", "mean"]
 
@@ -28,9 +29,10 @@ class LGViTExit(Exit):
     released heads for Swin, whose classifiers read no class token.
     """
 
+    name: str
+
     def __init__(self, spec: TokenSpec, num_classes: int, *, norm: bool) -> None:
-        if spec.grid is None:
-            raise OfframpError(f"{type(self).__name__} needs tokens on a grid; these have none")
+        grid_of(self.name, spec)
         super().__init__(spec, num_classes)
         self.norm = nn.LayerNorm(spec.width, eps=1e-5) if norm else None
         self.classifiers = Classifiers(spec.width, num_classes, spec.class_tokens)
@@ -86,6 +88,8 @@ class LPH(LGViTExit):
         final_activation: GELU before the last BatchNorm, as the paper's figure draws it.
         norm: LayerNorm before pooling (the released heads for Swin).
     """
+
+    name = "lph"
 
     def __init__(
         self,
@@ -148,6 +152,8 @@ class GAH(LGViTExit):
             the token width up to the paper's 8.
         norm: LayerNorm before pooling (the released heads for Swin).
     """
+
+    name = "gah"
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 Li et al., "Improved Techniques for Training Adaptive Deep Networks", ICCV 2019 (IMTA): gradient
 equilibrium, then a stage in which the last exit teaches the others. (Its third idea, a link from
-each exit's answer to the next head, is a head: exit ``ztw``.)
+each exit's answer to the next head, is a head: exit ``ztw`` with ``link: isc``.)
 """
 
 from pathlib import Path
