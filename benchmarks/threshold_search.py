@@ -179,7 +179,8 @@ if __name__ == "__main__":
     parser.add_argument("--precision", help="the engine's default when omitted")
     parser.add_argument(
         "--policies",
-        default="confidence,entropy,margin,patience,pcee,best_of,voting",
+        default="confidence,entropy,margin,patience,pcee,best_of,voting,boosted,"
+        "ztw_geometric,ztw_arithmetic",
         help="what is timed, separated by commas",
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs per policy (default: 3)")

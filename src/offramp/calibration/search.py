@@ -78,7 +78,7 @@ class ThresholdSearch:
         self.locked = frozenset(locked)
         self.always, self.never = always, never
         early = range(self.exits - 1)
-        self.order = [np.argsort(-self.scores[k], kind="stable") for k in early]
+        self.order = [np.argsort(-self.scores[k]) for k in early]
         ordered = [self.scores[k][self.order[k]] for k in early]
         self.steps = [_thinned(_steps(column), self.places) for column in ordered]
         self.cells = [_cells(*pair) for pair in zip(self.order, self.steps, strict=True)]

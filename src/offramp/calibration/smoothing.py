@@ -56,7 +56,7 @@ def _curve(scores: NDArray[np.float32], correct: NDArray[np.bool_]) -> NDArray[n
 
 def _quantiles(scores: NDArray[np.float32]) -> NDArray[np.float64]:
     """Rank of every score in (0, 1); equal scores share the middle of their ranks."""
-    order = np.argsort(scores, kind="stable")
+    order = np.argsort(scores)
     ordered = scores[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     ends = np.append(starts[1:], len(scores))
