@@ -32,7 +32,7 @@ format: $(READY)
 bench: $(READY)  ## measure what benchmarks/ holds; writes benchmarks/results
 	$(BIN)/python benchmarks/run.py
 
-docs: $(READY)  ## tables and plots of the README from committed results
+docs: $(READY)  ## tables and plots of README and docs/ from committed results
 	$(BIN)/python benchmarks/readme.py
 
 $(READY): pyproject.toml constraints.txt

@@ -25,6 +25,7 @@ from offramp.policies.threshold import (
     Entropy,
     Margin,
     NormalisedEntropy,
+    SoftmaxPolicy,
     ThresholdPolicy,
 )
 from offramp.policies.thresholded import Thresholded
@@ -52,6 +53,7 @@ __all__ = [
     "Policy",
     "ScalarPolicy",
     "Settled",
+    "SoftmaxPolicy",
     "Stopping",
     "ThresholdPolicy",
     "Thresholded",

@@ -66,7 +66,7 @@ class ThresholdPolicy(Thresholded, ScalarPolicy):
 
 
 class SoftmaxPolicy(ThresholdPolicy):
-    """A threshold on something that the softmax of an exit tells."""
+    """A threshold on one number computed from an exit's softmax; a family defines `score`."""
 
     @abstractmethod
     def score(self, probabilities: Tensor) -> Tensor:
