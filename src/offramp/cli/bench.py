@@ -37,7 +37,7 @@ def bench(
     images: Annotated[int, typer.Option(min=1, help="Different test images per round.")] = 256,
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds; medians are shown.")] = 7,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; as many as there are cores.")
+        int | None, typer.Option(min=1, help="CPU threads; torch's default when omitted.")
     ] = None,
     static: Annotated[
         str | None, typer.Option(help="Plain models to time beside it, with commas: timm names.")
@@ -52,7 +52,7 @@ def bench(
     Both take turns on real test images; several engines each get a process of their own. Writes
     RUN/benchmark.json and ends with one JSON line.
 
-    Example: [bold]offramp bench runs/demo --batch 1,64 --engine torch,openvino[/]
+    Example: [bold]offramp bench runs/demo --batch 1,64[/]
     """
     import torch
 

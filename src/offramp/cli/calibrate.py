@@ -64,7 +64,10 @@ def calibrate(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="With --risk: ltt (default), ucb, crc, or naive, which proves nothing."),
+        typer.Option(
+            help="With --risk: ltt (default) or ucb; crc, which holds only on average; or naive, "
+            "which proves nothing."
+        ),
     ] = None,
     path: Annotated[
         str | None,
@@ -89,7 +92,8 @@ def calibrate(
     ] = 1,
     engine: Annotated[str, typer.Option(help="Engine it will run on.")] = "torch",
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or int8; the engine's default when omitted.")
+        str | None,
+        typer.Option(help="fp32, bf16, fp16 or int8, as the engine can; its default when omitted."),
     ] = None,
     reducer: Annotated[
         str | None,

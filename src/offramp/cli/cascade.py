@@ -44,7 +44,8 @@ def cascade(
     ] = Cost.time,
     engine: Annotated[str, typer.Option(help="Engine it will run on.")] = "torch",
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or int8; the engine's default when omitted.")
+        str | None,
+        typer.Option(help="fp32, bf16, fp16 or int8, as the engine can; its default when omitted."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Batch size for --cost time.")] = 1,
     split: Annotated[str, typer.Option(help="Split to choose on; never test.")] = "calibration",

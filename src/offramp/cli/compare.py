@@ -20,7 +20,9 @@ def compare(
     ],
     reference: Annotated[
         Path | None,
-        typer.Option(help="Run whose full model budgets and drops refer to; the first."),
+        typer.Option(
+            help="Run whose full model budgets and drops refer to; the first run when omitted."
+        ),
     ] = None,
     budgets: Annotated[str, typer.Option(help="Shares of its MACs.")] = "0.4,0.5,0.6,0.7,0.8",
     drops: Annotated[str, typer.Option(help="Points below its accuracy.")] = "0.5,1,2",
@@ -35,9 +37,11 @@ def compare(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Accuracy at fixed budgets, MACs at fixed losses, the area between, time and training time.
+    """Compare runs, at equal cost and at equal accuracy.
 
-    Settings are chosen on the calibration split and judged on the test split.
+    Shows accuracy at fixed budgets, MACs at fixed losses, mean accuracy over all budgets, measured
+    time and training time. Settings are chosen on the calibration split and judged on the test
+    split.
 
     Example: [bold]offramp compare runs/lgvit runs/joint runs/joint:patience[/]
     """

@@ -40,16 +40,18 @@ def evaluate(
     ] = Cost.macs,
     engine: Annotated[str, typer.Option(help="With --anytime: what runs the model.")] = "torch",
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or int8; the engine's default when omitted.")
+        str | None,
+        typer.Option(help="fp32, bf16, fp16 or int8, as the engine can; its default when omitted."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Batch size for --cost time.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Accuracy (or MAE and RMSE) and cost of every exit and operating point.
 
-    Writes RUN/evaluation.json and the model card; records are kept and used again. With --anytime
-    the answer of the newest exit that a budget holds, for fixed, uniform and bursty budgets. With
-    --uncertainty calibration errors, proper scores, selective risk and prediction sets.
+    Writes RUN/evaluation.json and the model card; records are kept and used again. --anytime says
+    instead how accurate the newest exit that fits a budget is, for fixed, uniform and bursty
+    budgets. --uncertainty instead measures calibration errors, proper scores, selective risk and
+    prediction sets.
 
     Example: [bold]offramp eval runs/demo --anytime --cost time[/]
     """

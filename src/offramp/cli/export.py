@@ -41,9 +41,11 @@ def export(
 
     One file per segment and a manifest; with ONNX also single.onnx, which exits early in any ONNX
     runtime. Every segment is compared with torch first. The point must have been calibrated on the
-    engine that will run it.
+    engine that will run it:
 
-    Example: [bold]offramp export runs/demo --to openvino --precision bf16[/]
+    [bold]offramp calibrate runs/demo --max-drop 0.5 --engine onnxruntime[/]
+
+    Example: [bold]offramp export runs/demo --to onnx[/]
     """
     from offramp.reduced_run import reduced_run
     from offramp.runs import RunFolder

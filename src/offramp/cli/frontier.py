@@ -35,7 +35,9 @@ def frontier(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's number.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; torch's default when omitted.")
+    ] = None,
     images: Annotated[int, typer.Option(min=1, help="Images per model and round.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds; medians are shown.")] = 7,
     data: Annotated[

@@ -48,7 +48,7 @@ def monitor(
     looks together raise a false alarm with probability alpha at most. Ends with code 4 when drift
     was found, 0 when not.
 
-    Example: [bold]offramp monitor runs/demo confidence-max-drop-0.5 live.jsonl[/]
+    Example: [bold]offramp monitor runs/demo chosen live.jsonl[/]
     """
     from offramp.monitor import Watch
     from offramp.reduced_run import reduced_run

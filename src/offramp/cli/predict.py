@@ -53,7 +53,7 @@ def predict(
     Every image stops at the first exit that is sure enough. An exported bundle answers without the
     model it came from.
 
-    Example: [bold]offramp predict runs/demo photo.png --point confidence-max-drop-0.5[/]
+    Example: [bold]offramp predict runs/demo photo.png --point chosen[/]
     """
     from offramp.data import eval_transform, read_image
 

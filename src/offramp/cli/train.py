@@ -28,7 +28,7 @@ def train(
 ) -> None:
     """Train a model by a recipe, into RUNS/NAME.
 
-    Example: [bold]offramp train recipes/lgvit.yaml name=try seed=1[/]
+    Example: [bold]offramp train recipes/vit_tiny_count_blobs_24_joint_linear.yaml name=try[/]
     """
     from offramp.runs import train_run
     from offramp.training.run_config import load_run_config

@@ -1,7 +1,8 @@
 """``classifier_wise``: plug-and-play exits on a finished backbone.
 
 The disjoint regime of Bakhtiarnia, Zhang and Iosifidis, "Multi-Exit Vision Transformer for Dynamic
-Inference", BMVC 2021, arXiv 2106.15183.
+Inference", BMVC 2021, arXiv 2106.15183. The paper lowers the learning rate when validation accuracy
+stops rising and ends early; here the stage's own schedule (`sched`, `epochs`) takes its place.
 """
 
 from pydantic import Field
