@@ -15,6 +15,8 @@ def methods(found: Json) -> str:
     return (
         "### Methods\n\n"
         + markdown(known)
+        + "\n![Accuracy over the share of MACs, one line per method]"
+        "(../benchmarks/results/method_comparison.png)\n"
         + "\nEpochs of training (heads of the frozen ones on cached features; the others with the "
         "backbone): "
         + "; ".join(dict.fromkeys(f"{m.name} {_epochs(m.recipe)}" for m in known.methods))
@@ -41,7 +43,8 @@ def risks(found: Json) -> str:
         f"{found['draws']} times {found['samples']:,} of {found['pool']:,} real records are drawn, "
         f"risk ≤ {found['risk']:g} ({found['risk_kind']}) is proved with δ = {found['delta']:g} "
         f"and judged on the samples not drawn; cost in {found['unit']}, over the best setting of "
-        "the same path in hindsight.",
+        "the same path in hindsight. δ is promised by ltt and ucb only; crc bounds the mean risk, "
+        "naive nothing. *Broken*: draws with a risk above the bound.",
         "",
         "| path, method | broken | mean risk | cost | over hindsight |",
         "|---|---|---|---|---|",
@@ -89,13 +92,18 @@ def deadlines(found: Json) -> str:
     lines = [
         "### Are deadlines kept?",
         "",
-        "| engine | requests | within budget | and one segment more | answered | best that fits |",
-        "|---|---|---|---|---|---|",
+        "Single requests with random budgets, all exits on and nobody leaving by confidence. In "
+        "brackets: the time of one segment.",
+        "",
+        "| engine | seed | requests | within budget | within budget + one segment | accuracy | "
+        "accuracy of the best exit that fits |",
+        "|---|---|---|---|---|---|---|",
     ]
     for entry in found["entries"].values():
         accuracy, more = entry["accuracy"], entry["one_segment_ms"]
         lines.append(
-            f"| {entry['engine']}, {entry['precision']} | {entry['data']['requests']:,} | "
+            f"| {entry['engine']}, {entry['precision']} | {entry['seed']} | "
+            f"{entry['data']['requests']:,} | "
             f"{100 * entry['within_budget']:.1f} % | "
             f"{100 * entry['within_budget_and_segment']:.1f} % ({more:.2f} ms) | "
             f"{accuracy['answered']:.2f} % | {accuracy['best']:.2f} % |"

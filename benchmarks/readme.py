@@ -99,12 +99,16 @@ def words(lgvit: Json, linear: Json, timing: Json, minutes: dict[str, float]) ->
     hardware = timing["environment"]["hardware"]
     lines = [
         f"DeiT-tiny at 112 px on CIFAR-100: {lgvit['samples']:,} test images, thresholds chosen on "
-        f"a calibration split, torch on {hardware['cpu']} with {hardware['threads']} threads. "
-        f"{minutes[lgvit['run']]:.0f} minutes of LGViT training end at "
-        f"{lgvit['full_accuracy']:.2f} % for the final exit; the plain model, fine-tuned alone, "
-        f"reaches {lgvit['reference_accuracy']:.2f} % in {minutes[PLAIN]:.0f} minutes; joint "
-        f"training with plain linear exits {linear['full_accuracy']:.2f} % in "
-        f"{minutes[linear['run']]:.0f}.",
+        f"a calibration split, torch on {hardware['cpu']} with {hardware['threads']} threads; "
+        f"times are of {timing['data']['images']} of these images. *Lost* is against each model's "
+        "own final exit.",
+        "",
+        f"LGViT training ends at {lgvit['full_accuracy']:.2f} % for the final exit after "
+        f"{minutes[lgvit['run']]:.0f} minutes; the plain model, fine-tuned alone, reaches "
+        f"{lgvit['reference_accuracy']:.2f} % in {minutes[PLAIN]:.0f}, joint training with plain "
+        f"linear exits {linear['full_accuracy']:.2f} % in {minutes[linear['run']]:.0f}. Minutes "
+        "are median step times multiplied by the number of steps; beside other work training "
+        "takes longer.",
         "",
         "| promised loss | lost | layers | MACs | time, batch 1 | time, batch 64 | "
         "linear exits: lost | layers |",
@@ -126,17 +130,15 @@ def words(lgvit: Json, linear: Json, timing: Json, minutes: dict[str, float]) ->
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "At equal layer speed-up: "
-        + "; ".join(
-            f"{row['layers']:.2f}× loses {row['drop']:.2f} points (linear exits "
-            f"{linear['at_layer_speedup'][ratio]['layers']:.2f}× loses "
-            f"{linear['at_layer_speedup'][ratio]['drop']:.2f})"
+        *(
+            f"Chosen for a layer speed-up of {ratio}×, LGViT's exits reach {_reached(row)}, linear "
+            f"exits {_reached(linear['at_layer_speedup'][ratio])}."
             for ratio, row in lgvit["at_layer_speedup"].items()
-        )
-        + ".",
+        ),
         "",
         "Does compaction pay? One point calibrated on time measured at batch 1, against the "
-        "unmodified model in the same run; *stream* regroups survivors of several batches:",
+        "unmodified model in the same run, everything on the timed images; *stream* regroups "
+        "survivors of several batches:",
         "",
         "| batch | layers | MACs | time | time ÷ MACs | stream | stream ÷ MACs | "
         "no exit ever: time ÷ unmodified |",
@@ -150,6 +152,12 @@ def words(lgvit: Json, linear: Json, timing: Json, minutes: dict[str, float]) ->
             f"{row['no_exit_overhead']:.3f} |"
         )
     return "\n".join(lines) + "\n\nFiles: `benchmarks/results/`, commands inside.\n"
+
+
+def _reached(row: Json) -> str:
+    """A setting's speed-up in layers and what it costs, or brings, in accuracy."""
+    change = "gain" if row["drop"] < 0 else "lose"
+    return f"{row['layers']:.2f}× and {change} {abs(row['drop']):.2f} points"
 
 
 def backbones(found: Json) -> str:
@@ -204,7 +212,10 @@ def engines(found: Json) -> str:
     lines = [
         f"{found['model']} on {hardware['cpu']}, {hardware['threads']} threads, {data['images']} "
         f"{data['split']} images of {data['name']}; thresholds and exits chosen on the calibration "
-        "split by time measured on the engine, accuracies on the whole test split.",
+        "split by time measured on the engine, accuracies on the whole test split. Milliseconds "
+        "are medians over rounds; *time*, *reached*, *stream* and *no exits* are medians of each "
+        "round's ratio, so they can differ from the quotient of the milliseconds, most where "
+        "rounds scatter.",
     ]
     for entry in found["engines"].values():
         lines += ["", f"### {entry['engine']}, {entry['precision']}", ""]

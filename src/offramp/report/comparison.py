@@ -45,18 +45,41 @@ def _cell(spread: Spread | None) -> str:
 
 
 def markdown(found: Comparison) -> str:
-    """The table with what its numbers mean, for a page."""
+    """The table and what its columns mean, for a page."""
     heads, rows = table_rows(found)
     lines = [
         f"{found.dataset}, {found.samples:,} {found.split} images. Budgets and drops refer to "
         f"{found.reference}: {found.reference_accuracy:.2f} % and "
         f"{found.reference_macs / 1e6:.0f} M MACs. Settings are chosen on the calibration split.",
         "",
+        *_columns(found),
+        "",
         "| " + " | ".join(heads) + " |",
         "|" + "---|" * len(heads),
         *("| " + " | ".join(row) + " |" for row in rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _columns(found: Comparison) -> list[str]:
+    """What the columns say, in sentences."""
+    told = ["*Full*: accuracy of the final exit, in percent."]
+    if found.budgets:
+        budget = f"{100 * found.budgets[0]:g} %"
+        told.append(f"*At {budget}*: accuracy with at most {budget} of the reference's MACs.")
+    if found.drops:
+        drop = f"{found.drops[0]:g}"
+        told.append(
+            f"*MACs at −{drop}*: share of the reference's MACs that it takes to lose at most "
+            f"{drop} points against the reference."
+        )
+    told.append(
+        f"*Mean {100 * found.lowest:.0f}–100 %*: mean accuracy over all budgets from "
+        f"{100 * found.lowest:.0f} % of the reference's MACs, the least that every method can keep "
+        "to, up to 100 %; the best stand first. A dash: no setting does it. ±: standard deviation "
+        "over seeds."
+    )
+    return [" ".join(told)]
 
 
 def plot_comparison(found: Comparison) -> Figure:
