@@ -49,6 +49,7 @@ class Task(ABC):
         unit: what a loss of it is counted in.
         scale: from a difference of worth to that unit.
         fewer: whether less of the metric is better.
+        digits: decimals of the metric that people read.
     """
 
     name: ClassVar[str]
@@ -57,6 +58,7 @@ class Task(ABC):
     unit: ClassVar[str]
     scale: ClassVar[float]
     fewer: ClassVar[bool]
+    digits: ClassVar[int]
 
     def __init__(self, target: Target | None = None) -> None:
         self.target = target or Target()
@@ -105,6 +107,10 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def drops(self, full: float) -> tuple[float, float, float]:
+        """Losses against a full model of this value that people ask about: small, middle, large."""
+
+    @abstractmethod
     def show(self, value: float | None) -> str:
         """The metric's value as people read it."""
 
@@ -116,9 +122,21 @@ class Task(ABC):
         """What a loss against the full model does to the metric."""
         return f"{drop:+z.3f}" if self.fewer else f"{-drop:+.2f}"
 
+    def show_goal(self, drop: float) -> str:
+        """Where a loss that is asked for lies, seen from the full model."""
+        return f"{'+' if self.fewer else '−'}{drop:g}"
+
+    def told(self, value: float) -> str:
+        """The metric's value in a sentence that has not said what it is."""
+        return self.show(value)
+
+    def merit(self, value: float) -> float:
+        """The metric, turned where less of it is better, so that more is; its own inverse."""
+        return -value if self.fewer else value
+
     def value(self, worth: float) -> float:
         """Mean worth → the metric."""
-        return -worth if self.fewer else self.scale * worth
+        return self.merit(self.scale * worth)
 
 
 _NOT_FIGURES = ("name", "layers", "macs", "time")
@@ -149,7 +167,7 @@ class Classification(Task):
     """One of C classes; an answer is worth 1 when it is right."""
 
     name, targets = "classification", torch.int64
-    metric, unit, scale, fewer = "accuracy", "points", 100.0, False
+    metric, unit, scale, fewer, digits = "accuracy", "points", 100.0, False, 2
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), targets, reduction="none")
@@ -177,8 +195,11 @@ class Classification(Task):
         error = math.sqrt(max(lost + gained - (lost - gained) ** 2 / total, 0.0)) / total
         return centre - Z95 * error, centre + Z95 * error
 
+    def drops(self, full: float) -> tuple[float, float, float]:
+        return 0.5, 1.0, 2.0
+
     def show(self, value: float | None) -> str:
-        return "–" if value is None else f"{value:.2f} %"
+        return "–" if value is None else f"{value:.{self.digits}f} %"
 
     def show_loss(self, drop: float) -> str:
         return f"{drop:+.2f} points lost"
@@ -189,7 +210,7 @@ class Regression(Task):
     """One number; an answer is worth minus its absolute error."""
 
     name, targets = "regression", torch.float32
-    metric, unit, scale, fewer = "MAE", "MAE", 1.0, True
+    metric, unit, scale, fewer, digits = "MAE", "MAE", 1.0, True, 3
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """L1, or smooth L1, of outputs (B, 1) against targets (B,) in units of their spread."""
@@ -228,8 +249,16 @@ class Regression(Task):
         error = math.sqrt(max(differ - drop * drop, 0.0) / count)
         return drop - Z95 * error, drop + Z95 * error
 
+    def drops(self, full: float) -> tuple[float, float, float]:
+        """2, 5 and 10 % of the full model's MAE: no number fits every unit."""
+        small, middle, large = (float(f"{share * full:.2g}") for share in (0.02, 0.05, 0.1))
+        return small, middle, large
+
     def show(self, value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
+        return "–" if value is None else f"{value:.{self.digits}f}"
+
+    def told(self, value: float) -> str:
+        return f"{self.metric} {self.show(value)}"
 
     def show_loss(self, drop: float) -> str:
         return f"{drop:+z.3f} of MAE"

@@ -108,6 +108,23 @@ def test_report_speaks_of_mae(offramp: Callable[..., Any], run: Path) -> None:
     assert "reliability" not in plots
 
 
+def test_compare_shows_errors(offramp: Callable[..., Any], run: Path, tmp_path: Path) -> None:
+    assert offramp("eval", run, "--json").code == 0
+    exits = json.loads((run / "evaluation.json").read_text())["exits"]
+    options = ("--budgets", 0.9, "--out", tmp_path / "found.json")
+    text = " ".join(offramp("compare", f"{run}:settled", *options).out.split())
+    assert f"against blobs (MAE {exits[-1]['mae']:.3f}" in text
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["task"] == "regression"
+    assert found["reference_accuracy"] == pytest.approx(exits[-1]["mae"])
+    [method] = found["methods"]
+    assert {name: spread["mean"] for name, spread in method["exits"].items()} == pytest.approx(
+        {row["name"]: row["mae"] for row in exits}
+    )
+    assert 0 < method["at_budget"]["0.9"]["mean"] < 2 * exits[0]["mae"]
+    assert f"| blobs | settled | {exits[-1]['mae']:.3f} |" in (tmp_path / "found.md").read_text()
+
+
 def test_metrics_name_what_they_measure(run: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["metric"] == "mae"

@@ -25,7 +25,13 @@ def compare(
         ),
     ] = None,
     budgets: Annotated[str, typer.Option(help="Shares of its MACs.")] = "0.4,0.5,0.6,0.7,0.8",
-    drops: Annotated[str, typer.Option(help="Points below its accuracy.")] = "0.5,1,2",
+    drops: Annotated[
+        str | None,
+        typer.Option(
+            help="Losses against it, in points of accuracy or in MAE.",
+            show_default="0.5,1,2 points; 2, 5 and 10 % of its MAE",
+        ),
+    ] = None,
     engine: Annotated[
         str | None,
         typer.Option(help="Also calibrate and time each run on it, as openvino or openvino:bf16."),
@@ -49,6 +55,7 @@ def compare(
     from offramp.comparison.timing import time_methods
     from offramp.files import write_atomic, write_json
     from offramp.report.comparison import markdown, save_comparison_plot, table_rows
+    from offramp.tasks import task_named
 
     if out is not None and out.suffix != ".json":
         raise OfframpError(f"--out {out}: give a file that ends in .json")
@@ -56,7 +63,7 @@ def compare(
         runs,
         reference=str(reference) if reference else None,
         budgets=_numbers("budgets", budgets),
-        drops=_numbers("drops", drops),
+        drops=_numbers("drops", drops) if drops is not None else None,
         progress=bars(as_json),
     )
     if engine is not None:
@@ -78,7 +85,8 @@ def compare(
         emit(found.model_dump(mode="json"))
         return
     heads, rows = table_rows(found)
-    about = f"{found.reference_accuracy:.2f} %, {found.reference_macs / 1e6:.0f} M MACs"
+    accuracy = task_named(found.task).told(found.reference_accuracy)
+    about = f"{accuracy}, {found.reference_macs / 1e6:.0f} M MACs"
     show(table(f"{found.dataset}, against {found.reference} ({about})", heads, rows))
     if out is not None:
         show(f"written: {out} and beside it .md and .png")

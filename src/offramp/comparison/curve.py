@@ -1,4 +1,4 @@
-"""Accuracy over cost of one run under one policy: chosen on calibration, told on held-out data."""
+"""Merit over cost of one run under one policy: chosen on calibration, told on held-out data."""
 
 from typing import NamedTuple
 
@@ -10,10 +10,11 @@ from offramp.policies import policy_from_config
 
 
 class Spot(NamedTuple):
-    """A setting: cost as a share of the reference model's, accuracy in percent."""
+    """A setting: cost as a share of the reference model's, and merit (`Task.merit`): accuracy in
+    percent, or minus the MAE, so that more is better whatever the task."""
 
     cost: float
-    accuracy: float
+    merit: float
 
 
 class Curve(NamedTuple):
@@ -27,23 +28,23 @@ class Curve(NamedTuple):
     held_out: tuple[Spot, ...]
 
     def within(self, budget: float) -> Spot | None:
-        """The most accurate setting that costs at most ``budget``; None: even the cheapest does."""
+        """The best setting that costs at most ``budget``; None: even the cheapest does."""
         fitting = [i for i, spot in enumerate(self.calibrated) if spot.cost <= budget]
         if not fitting:
             return None
-        return self.held_out[max(fitting, key=lambda i: self.calibrated[i].accuracy)]
+        return self.held_out[max(fitting, key=lambda i: self.calibrated[i].merit)]
 
-    def reaching(self, accuracy: float) -> Spot | None:
-        """The cheapest setting that reaches ``accuracy`` percent; None: none does."""
-        enough = [i for i, spot in enumerate(self.calibrated) if spot.accuracy >= accuracy]
+    def reaching(self, merit: float) -> Spot | None:
+        """The cheapest setting that is as good as ``merit``; None: none is."""
+        enough = [i for i, spot in enumerate(self.calibrated) if spot.merit >= merit]
         if not enough:
             return None
         return self.held_out[min(enough, key=lambda i: self.calibrated[i].cost)]
 
     def area(self, low: float, high: float = 1.0, steps: int = 200) -> float | None:
-        """Mean accuracy over budgets spread evenly from ``low`` to ``high``, in percent."""
+        """Mean merit over budgets spread evenly from ``low`` to ``high``."""
         spots = [self.within(low + (high - low) * step / steps) for step in range(steps + 1)]
-        known = [spot.accuracy for spot in spots if spot is not None]
+        known = [spot.merit for spot in spots if spot is not None]
         return sum(known) / len(known) if len(known) == len(spots) else None
 
 
@@ -57,12 +58,11 @@ def trace_curve(
         reference: MACs of the model that budgets are shares of.
     """
     front = calibrate(calibration, policy=policy, max_cost=1e9, costs=costs).front
-    share = costs.full / reference
+    share, task = costs.full / reference, held_out.task
     told = []
     for point in front:
         decisions = replay(policy_from_config(point.policy), held_out, point.active)
         found = measure(decisions, held_out, costs, point.active)
-        told.append(Spot(found.cost * share, 100 * found.accuracy))
-    return Curve(
-        tuple(Spot(point.cost_share * share, point.accuracy) for point in front), tuple(told)
-    )
+        told.append(Spot(found.cost * share, task.scale * found.accuracy))
+    chosen = (Spot(point.cost_share * share, task.merit(point.accuracy)) for point in front)
+    return Curve(tuple(chosen), tuple(told))

@@ -26,7 +26,10 @@ class Spread(BaseModel):
         )
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f}" + (f" ± {self.deviation:.2f}" if self.deviation else "")
+        return f"{self:.2f}"
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.mean:{spec}}" + (f" ± {self.deviation:{spec}}" if self.deviation else "")
 
 
 class Timed(BaseModel):
@@ -35,15 +38,18 @@ class Timed(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     engine: str
-    max_drop: float = Field(description="promised, in points below the run's own full model")
+    max_drop: float = Field(description="promised, against the run's own full model")
     batch_size: int
     ms: float = Field(description="per image")
     speedup: float = Field(description="over the run's own unmodified backbone, same run")
-    accuracy: float | None = Field(default=None, description="percent, on the held-out split")
+    accuracy: float | None = Field(default=None, description="on the held-out split")
 
 
 class Method(BaseModel):
-    """One recipe under one policy, over its seeds."""
+    """One recipe under one policy, over its seeds.
+
+    What is called accuracy here and in `Comparison` is in percent, and in regression the MAE.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,13 +57,13 @@ class Method(BaseModel):
     policy: str
     runs: list[str]
     recipe: dict[str, Any] = Field(description="as resolved, of the first seed")
-    exits: dict[str, Spread] = Field(description="accuracy of every exit, percent")
-    full: Spread = Field(description="accuracy of the full model, percent")
+    exits: dict[str, Spread] = Field(description="accuracy of every exit")
+    full: Spread = Field(description="accuracy of the full model")
     at_budget: dict[str, Spread | None] = Field(
         description="accuracy by the share of the reference's MACs that may be spent"
     )
     at_drop: dict[str, Spread | None] = Field(
-        description="share of the reference's MACs by points lost against the reference"
+        description="share of the reference's MACs by what may be lost against the reference"
     )
     area: Spread | None = Field(description="mean accuracy over all budgets that all can keep")
     training_seconds: Spread | None
@@ -70,6 +76,7 @@ class Comparison(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    task: str = "classification"
     dataset: str
     split: str
     samples: int

@@ -1,4 +1,4 @@
-"""Compare runs: who is most accurate at a budget, and who is cheapest at an accuracy."""
+"""Compare runs: who is best at a budget, and who is cheapest at a loss."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,9 +11,9 @@ from offramp.costs import describe_environment
 from offramp.errors import OfframpError
 from offramp.policies import POLICIES
 from offramp.runs import RunFolder
+from offramp.tasks import Task
 
 BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8)
-DROPS = (0.5, 1.0, 2.0)
 CHOSEN, SPLIT = "calibration", "test"  # settings are chosen on the one, judged on the other
 
 
@@ -45,7 +45,7 @@ def compare(
     *,
     reference: str | None = None,
     budgets: Sequence[float] = BUDGETS,
-    drops: Sequence[float] = DROPS,
+    drops: Sequence[float] | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Compare trained runs on the data set they share, from their records.
@@ -54,20 +54,24 @@ def compare(
         specs: ``RUN`` or ``RUN:POLICY``; runs of one recipe that differ by seed are one method.
         reference: run whose full model budgets and drops refer to; the first when omitted.
         budgets: shares of the reference's MACs.
-        drops: percentage points below the reference's accuracy.
+        drops: losses against the reference, in percentage points of accuracy or in MAE; those of
+            `Task.drops` when omitted.
         progress: show bars while records are made.
 
     Raises:
-        OfframpError: for an unknown policy, or runs on other data than the reference.
+        OfframpError: for an unknown policy, or runs for another task or on other data than the
+            reference.
     """
     contestants = [contestant(spec) for spec in specs]
     if not contestants:
         raise OfframpError("compare needs at least one run")
     main = RunFolder(reference).check() if reference else contestants[0].run
+    for one in contestants:
+        _same_task(main, one)
     for split in (CHOSEN, SPLIT):
         record_runs([one.run for one in contestants], split)
     judged, known = main.records(SPLIT, progress=progress), main.records(CHOSEN, progress=progress)
-    macs = main.costs.full
+    macs, task = main.costs.full, known.task
     members: dict[str, list[tuple[Contestant, Records, Curve]]] = {}
     for one in contestants:
         held_out = one.run.records(SPLIT, progress=progress)
@@ -77,44 +81,48 @@ def compare(
         )
         members.setdefault(f"{one.recipe}{one.policy}", []).append((one, held_out, curve))
     lowest = max(curve.calibrated[0].cost for group in members.values() for *_, curve in group)
-    accuracy = 100 * known.accuracy[-1]
+    full = task.value(known.accuracy[-1])
+    drops = task.drops(full) if drops is None else drops
     return Comparison(
+        task=task.name,
         dataset=judged.meta.dataset,
         split=SPLIT,
         samples=len(judged),
         reference=main.path.name,
-        reference_accuracy=100 * judged.accuracy[-1],
+        reference_accuracy=task.value(judged.accuracy[-1]),
         reference_macs=macs,
         budgets=list(budgets),
         drops=list(drops),
         lowest=lowest,
-        methods=[_method(group, budgets, drops, lowest, accuracy) for group in members.values()],
+        methods=[_method(group, task, budgets, drops, lowest, full) for group in members.values()],
         environment=describe_environment(),
     )
 
 
 def _method(
     group: Sequence[tuple[Contestant, Records, Curve]],
+    task: Task,
     budgets: Sequence[float],
     drops: Sequence[float],
     lowest: float,
-    accuracy: float,
+    full: float,
 ) -> Method:
     first, judged, _ = group[0]
     curves = [curve for *_, curve in group]
+    areas = [curve.area(lowest) for curve in curves]
     exits = zip(*(records.accuracy for _, records, _ in group), strict=True)
     named = {
         name: spread
         for name, values in zip(judged.meta.exit_names, exits, strict=True)
-        if (spread := Spread.of([100 * value for value in values])) is not None
+        if (spread := Spread.of([task.value(value) for value in values])) is not None
     }
 
     def at_budget(budget: float) -> Spread | None:
         spots = [curve.within(budget) for curve in curves]
-        return Spread.of([spot and spot.accuracy for spot in spots])
+        return Spread.of([spot and task.merit(spot.merit) for spot in spots])
 
     def at_drop(drop: float) -> Spread | None:
-        spots = [curve.reaching(accuracy - drop) for curve in curves]
+        spots = [curve.reaching(task.merit(full) - drop) for curve in curves]
         return Spread.of([spot and spot.cost for spot in spots])
 
     return Method(
@@ -126,15 +134,25 @@ def _method(
         full=named[judged.meta.exit_names[-1]],
         at_budget={f"{budget:g}": at_budget(budget) for budget in budgets},
         at_drop={f"{drop:g}": at_drop(drop) for drop in drops},
-        area=Spread.of([curve.area(lowest) for curve in curves]),
+        area=Spread.of([area if area is None else task.merit(area) for area in areas]),
         training_seconds=Spread.of([_seconds(one.run) for one, *_ in group]),
-        curve=[tuple(spot) for spot in curves[0].held_out],
+        curve=[(spot.cost, task.merit(spot.merit)) for spot in curves[0].held_out],
     )
 
 
 def _seconds(run: RunFolder) -> float | None:
     metrics = run.metrics()
     return metrics[-1].get("seconds") if metrics else None
+
+
+def _same_task(main: RunFolder, one: Contestant) -> None:
+    ours, theirs = main.model.config.task, one.run.model.config.task
+    if ours != theirs:
+        raise OfframpError(
+            f"{one.run.path} is a model for {theirs}, {main.path} one for {ours}: only runs for "
+            "the same task can be compared"
+        )
+    POLICIES.get(one.policy).check_task(theirs)
 
 
 def _same_data(main: RunFolder, judged: Records, other: RunFolder, records: Records) -> None:

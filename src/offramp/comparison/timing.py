@@ -8,8 +8,8 @@ from offramp.comparison.result import Comparison, Method, Timed
 from offramp.comparison.table import CHOSEN, SPLIT, Contestant, contestant
 from offramp.runs import calibrate_run
 from offramp.runtime import bench, latency_table
+from offramp.tasks import task_named
 
-MAX_DROP = 1.0
 POINT = "compared"
 
 
@@ -22,7 +22,7 @@ def time_methods(
     images: int = 64,
     batch_size: int = 1,
     rounds: int = 5,
-    max_drop: float = MAX_DROP,
+    max_drop: float | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Add to every method what its first run takes on ``engine`` at a promise of ``max_drop``.
@@ -33,7 +33,10 @@ def time_methods(
     Args:
         found: from `compare`, for the same ``specs``.
         images: real test images per round.
+        max_drop: against each run's own full model; the middle one of `Task.drops` when omitted.
     """
+    if max_drop is None:
+        max_drop = task_named(found.task).drops(found.reference_accuracy)[1]
     contestants = [contestant(spec) for spec in specs]
 
     def timed(method: Method) -> Method:

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from offramp.comparison import Comparison, Method, Spread
 from offramp.report.style import DEPTH_LIGHT, figure, look, note, ramp, save_png, styled
+from offramp.tasks import Task, task_named
 
 LINES = ("-", (0, (5, 2)), (0, (1, 1.4)))
 NOBODY = "–"
@@ -14,25 +15,38 @@ NOBODY = "–"
 
 def table_rows(found: Comparison) -> tuple[list[str], list[list[str]]]:
     """Heads and cells: the best area first."""
+    task = task_named(found.task)
     heads = [
         "method",
         "policy",
         "full",
         *(f"at {100 * budget:g} %" for budget in found.budgets),
-        *(f"MACs at −{drop:g}" for drop in found.drops),
+        *(f"MACs at {task.show_goal(drop)}" for drop in found.drops),
         f"mean {100 * found.lowest:.0f}–100 %",
         *(["time"] if any(method.timed for method in found.methods) else []),
         "training",
     ]
-    order = sorted(found.methods, key=lambda m: -m.area.mean if m.area else 0.0)
-    return heads, [_row(found, method) for method in order]
+    return heads, [_row(found, task, method) for method in ranked(found)]
 
 
-def _row(found: Comparison, method: Method) -> list[str]:
-    cells = [method.name, method.policy, str(method.full)]
-    cells += [_cell(method.at_budget[f"{budget:g}"]) for budget in found.budgets]
-    cells += [_cell(method.at_drop[f"{drop:g}"]) for drop in found.drops]
-    cells.append(_cell(method.area))
+def ranked(found: Comparison) -> list[Method]:
+    """The best area first, those without one last."""
+    task = task_named(found.task)
+
+    def place(method: Method) -> tuple[bool, float]:
+        return method.area is None, -task.merit(method.area.mean) if method.area else 0.0
+
+    return sorted(found.methods, key=place)
+
+
+def _row(found: Comparison, task: Task, method: Method) -> list[str]:
+    def amount(spread: Spread | None) -> str:
+        return NOBODY if spread is None else f"{spread:.{task.digits}f}"
+
+    cells = [method.name, method.policy, amount(method.full)]
+    cells += [amount(method.at_budget[f"{budget:g}"]) for budget in found.budgets]
+    cells += [_share(method.at_drop[f"{drop:g}"]) for drop in found.drops]
+    cells.append(amount(method.area))
     if any(one.timed for one in found.methods):
         told = [f"{timed.speedup:.2f}× ({timed.ms:.2f} ms)" for timed in method.timed]
         cells.append(", ".join(told) or NOBODY)
@@ -40,16 +54,17 @@ def _row(found: Comparison, method: Method) -> list[str]:
     return [*cells, f"{seconds.mean / 60:.1f} min" if seconds else NOBODY]
 
 
-def _cell(spread: Spread | None) -> str:
+def _share(spread: Spread | None) -> str:
     return NOBODY if spread is None else str(spread)
 
 
 def markdown(found: Comparison) -> str:
     """The table and what its columns mean, for a page."""
     heads, rows = table_rows(found)
+    accuracy = task_named(found.task).told(found.reference_accuracy)
     lines = [
         f"{found.dataset}, {found.samples:,} {found.split} images. Budgets and drops refer to "
-        f"{found.reference}: {found.reference_accuracy:.2f} % and "
+        f"{found.reference}: {accuracy} and "
         f"{found.reference_macs / 1e6:.0f} M MACs. Settings are chosen on the calibration split.",
         "",
         *_columns(found),
@@ -85,10 +100,10 @@ def _columns(found: Comparison) -> list[str]:
 def plot_comparison(found: Comparison) -> Figure:
     """Held-out accuracy over the share of MACs, one line per method, the best area on top."""
     made, (axis,) = figure(8.2, 5.2)
-    colours, order = look(1), sorted(found.methods, key=lambda m: -m.area.mean if m.area else 0.0)
+    colours, order = look(1), ranked(found)
     shades = ramp(DEPTH_LIGHT, max(2, len(order)))[::-1]
     axis.set_xlabel(f"share of the MACs of {found.reference}")
-    axis.set_ylabel(f"accuracy on {found.dataset}, %")
+    axis.set_ylabel(f"{found.dataset}: {task_named(found.task).axis}")
     axis.grid(axis="y")
     axis.axhline(found.reference_accuracy, color=colours.muted, lw=0.8, ls=(0, (2, 3)))
     for number, method in enumerate(order):
@@ -97,10 +112,10 @@ def plot_comparison(found: Comparison) -> Figure:
         style: dict[str, Any] = {"ls": LINES[number % len(LINES)], "lw": 1.4, "label": label}
         colour = colours.accent if number == 0 else shades[number]
         axis.plot([x for x, _ in spots], [y for _, y in spots], color=colour, **style)
-    best = [y for method in order for x, y in method.curve if x <= 1.05]
-    if best:
-        low = min(y for method in order for x, y in method.curve if x >= found.lowest)
-        axis.set_ylim(low - 1.0, max(*best, found.reference_accuracy) + 1.0)
+    values = [y for method in order for x, y in method.curve if found.lowest <= x <= 1.05]
+    low, high = (limit([found.reference_accuracy, *values]) for limit in (min, max))
+    room = 0.08 * max(high - low, 0.02 * high, 1e-6)
+    axis.set_ylim(low - room, high + room)
     axis.set_xlim(right=1.1)
     place = (axis.get_xlim()[1], found.reference_accuracy)
     note(axis, "reference", place, offset=(-2, 5), ha="right", color=colours.muted, fontsize=8)
