@@ -20,7 +20,13 @@ from offramp.errors import OfframpError
 from offramp.files import write_atomic
 from offramp.model import MultiExitModel
 from offramp.recording import collect
-from offramp.report.comparison import markdown, save_comparison_plot, table_rows
+from offramp.report.comparison import (
+    FEW,
+    markdown,
+    plot_comparison,
+    save_comparison_plot,
+    table_rows,
+)
 from offramp.runs import RunFolder
 from offramp.training.features import Features, FrozenFeatures
 
@@ -143,6 +149,27 @@ def test_table_and_plot(pair: list[RunFolder], tmp_path: Path) -> None:
     assert "±" in rows[0][2]
     assert markdown(found).count("\n|") == len(rows) + 2
     assert save_comparison_plot(found, tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_many_methods_stand_out_in_turn(pair: list[RunFolder]) -> None:
+    """Few share a panel; of more, every recipe has its own, and the others are there in grey."""
+    found = compare([str(pair[0].path), f"{pair[0].path}:entropy"], progress=False)
+    one, other = found.methods
+    [axis] = plot_comparison(found).axes
+    assert labels(axis) == {"tiny, confidence", "tiny, entropy"}
+    more = [one.model_copy(update={"name": f"recipe {k}"}) for k in range(FEW)]
+    many = found.model_copy(update={"methods": [*more, one, other]})
+    axes = plot_comparison(many).axes
+    assert {axis.get_title() for axis in axes} == {"tiny", *(m.name for m in more)}
+    for axis in axes:
+        own = axis.get_title() == "tiny"
+        assert labels(axis) == ({"confidence", "entropy"} if own else {"confidence"})
+        curves = [line for line in axis.lines if len(line.get_xdata()) > 2]
+        assert len(curves) == len(many.methods)
+
+
+def labels(axis: Any) -> set[str]:
+    return {text.get_text() for text in axis.get_legend().get_texts()}
 
 
 def test_time_is_of_the_setting_that_is_quickest_there(

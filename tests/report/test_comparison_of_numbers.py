@@ -130,7 +130,7 @@ def test_the_plot_says_what_it_shows(counters: list[RunFolder]) -> None:
     found = compare(specs(counters), progress=False)
     made = plot_comparison(found)
     [axis] = made.axes
-    assert "MAE (less is better)" in axis.get_ylabel()
+    assert "MAE (less is better)" in made.get_supylabel()
     low, high = axis.get_ylim()
     for method in found.methods:
         for cost, value in method.curve:

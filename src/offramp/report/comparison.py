@@ -1,15 +1,18 @@
 """Methods side by side: accuracy over cost as a plot, and one table."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 from offramp.comparison import Comparison, Method, Spread
-from offramp.report.style import DEPTH_LIGHT, figure, look, note, ramp, save_png, styled
+from offramp.report.style import DEPTH_LIGHT, Look, figure, look, note, ramp, save_png, styled
 from offramp.tasks import Task, task_named
 
-LINES = ("-", (0, (5, 2)), (0, (1, 1.4)))
+FEW = 4  # methods whose lines can be told apart in one panel
+COLUMNS = 5
+LINES = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (5, 1.5, 1.2, 1.5)))
+WIDEST = 1.1  # share of the reference's MACs up to which is drawn
 NOBODY = "–"
 
 
@@ -98,28 +101,22 @@ def _columns(found: Comparison) -> list[str]:
 
 
 def plot_comparison(found: Comparison) -> Figure:
-    """Held-out accuracy over the share of MACs, one line per method, the best area on top."""
-    made, (axis,) = figure(8.2, 5.2)
-    colours, order = look(1), ranked(found)
-    shades = ramp(DEPTH_LIGHT, max(2, len(order)))[::-1]
-    axis.set_xlabel(f"share of the MACs of {found.reference}")
-    axis.set_ylabel(f"{found.dataset}: {task_named(found.task).axis}")
-    axis.grid(axis="y")
-    axis.axhline(found.reference_accuracy, color=colours.muted, lw=0.8, ls=(0, (2, 3)))
-    for number, method in enumerate(order):
-        spots = sorted(method.curve)
-        label = method.name if method.policy == "confidence" else f"{method.name}, {method.policy}"
-        style: dict[str, Any] = {"ls": LINES[number % len(LINES)], "lw": 1.4, "label": label}
-        colour = colours.accent if number == 0 else shades[number]
-        axis.plot([x for x, _ in spots], [y for _, y in spots], color=colour, **style)
-    values = [y for method in order for x, y in method.curve if found.lowest <= x <= 1.05]
-    low, high = (limit([found.reference_accuracy, *values]) for limit in (min, max))
-    room = 0.08 * max(high - low, 0.02 * high, 1e-6)
-    axis.set_ylim(low - room, high + room)
-    axis.set_xlim(right=1.1)
-    place = (axis.get_xlim()[1], found.reference_accuracy)
-    note(axis, "reference", place, offset=(-2, 5), ha="right", color=colours.muted, fontsize=8)
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    """Held-out accuracy over the share of MACs, the best area first: all methods in one panel where
+    they are few, else every recipe in its own, over the others in grey."""
+    panels, colours = _panels(found), look(1)
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (8.2, 5.2) if len(panels) == 1 else (2.6 * columns + 0.3, 2.3 * rows + 0.3)
+    made, axes = figure(*size, len(panels), columns=columns, sharex=True, sharey=True, pad=0.05)
+    for axis, panel in zip(axes, panels, strict=True):
+        _draw(axis, found, panel, colours)
+    _limits(axes[0], found)
+    place = (axes[0].get_xlim()[0], found.reference_accuracy)
+    name = f"{found.reference}, full model"
+    note(axes[0], name, place, offset=(3, 6), color=colours.muted, fontsize=8)
+    font: dict[str, Any] = {"color": colours.muted, "fontsize": 9.5}
+    made.supxlabel(f"share of the MACs of {found.reference}", **font)
+    made.supylabel(f"{found.dataset}: {task_named(found.task).axis}", **font)
     return made
 
 
@@ -127,3 +124,53 @@ def save_comparison_plot(found: Comparison, path: Path) -> Path:
     """Draw and write a PNG."""
     with styled("comparison"):
         return save_png(plot_comparison(found), path)
+
+
+class Panel(NamedTuple):
+    """Methods that stand out together; of one recipe, which is the title, or of all."""
+
+    title: str | None
+    methods: list[Method]
+
+    def label(self, method: Method) -> str:
+        return method.policy if self.title else f"{method.name}, {method.policy}"
+
+
+def _panels(found: Comparison) -> list[Panel]:
+    order = ranked(found)
+    if len(order) <= FEW:
+        return [Panel(None, order)]
+    names = dict.fromkeys(method.name for method in order)
+    return [Panel(name, [method for method in order if method.name == name]) for name in names]
+
+
+def _draw(axis: Any, found: Comparison, panel: Panel, colours: Look) -> None:
+    axis.set_title(panel.title or "", fontsize=9.5)
+    axis.grid(axis="y")
+    axis.axhline(found.reference_accuracy, color=colours.muted, lw=0.8, ls=(0, (2, 3)))
+    for method in found.methods:
+        if method not in panel.methods:
+            axis.plot(*_line(method), color=colours.rule, lw=0.7, zorder=2)
+    shades = [colours.accent, *ramp(DEPTH_LIGHT, max(2, len(panel.methods)))[::-1]]
+    for number, method in enumerate(panel.methods):
+        style: dict[str, Any] = {"ls": LINES[number % len(LINES)], "lw": 1.6}
+        style |= {"color": shades[number], "label": panel.label(method)}
+        axis.plot(*_line(method), **style, zorder=4 - 0.1 * number)
+    empty = "upper right" if task_named(found.task).fewer else "lower right"
+    axis.legend(loc=empty, fontsize=7.5, handlelength=2.2, labelspacing=0.25, borderaxespad=0.2)
+
+
+def _line(method: Method) -> tuple[list[float], list[float]]:
+    spots = sorted(method.curve)
+    return [cost for cost, _ in spots], [value for _, value in spots]
+
+
+def _limits(axis: Any, found: Comparison) -> None:
+    """As high as needed for the budgets that all methods can keep, as far left as that reaches."""
+    drawn = [spot for method in found.methods for spot in method.curve if spot[0] <= WIDEST]
+    values = [value for cost, value in drawn if cost >= found.lowest]
+    low, high = (limit([found.reference_accuracy, *values]) for limit in (min, max))
+    room = 0.08 * max(high - low, 0.02 * high, 1e-6)
+    axis.set_ylim(low - room, high + room)
+    left = [cost for cost, value in drawn if low - room <= value <= high + room]
+    axis.set_xlim(min([0.9, *(cost - 0.02 for cost in left)]), WIDEST)

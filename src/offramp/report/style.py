@@ -119,12 +119,28 @@ def styled(salt: str) -> Iterator[None]:
 
 
 def figure(
-    width: float, height: float, panels: int = 1, *, sharey: bool = False, pad: float = 0.04
+    width: float,
+    height: float,
+    panels: int = 1,
+    *,
+    columns: int | None = None,
+    sharex: bool = False,
+    sharey: bool = False,
+    pad: float = 0.04,
 ) -> tuple[Figure, list[Any]]:
-    """A figure of ``width`` × ``height`` inches with panels side by side; no global state."""
+    """A figure of ``width`` × ``height`` inches with panels side by side, or in rows of
+    ``columns``; no global state."""
     made = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=pad, h_pad=pad))
-    axes = made.subplots(1, panels, squeeze=False, sharey=sharey)
-    return made, list(axes[0])
+    columns = columns or panels
+    grid = made.subplots(
+        -(-panels // columns), columns, squeeze=False, sharex=sharex, sharey=sharey
+    )
+    axes = list(grid.flat)
+    for spare in axes[panels:]:
+        spare.remove()
+    for lowest in axes[max(0, panels - columns) : panels]:
+        lowest.tick_params(labelbottom=True)
+    return made, axes[:panels]
 
 
 def note(
