@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from offramp.calibration import Records
+from offramp.report.findings import Findings
+from offramp.runs import RunFolder
 
 RECIPE = Path(__file__).parents[2] / "recipes/vit_tiny_count_blobs_24_joint_linear.yaml"
 SHORT = (
@@ -123,6 +125,13 @@ def test_compare_shows_errors(offramp: Callable[..., Any], run: Path, tmp_path: 
     )
     assert 0 < method["at_budget"]["0.9"]["mean"] < 2 * exits[0]["mae"]
     assert f"| blobs | settled | {exits[-1]['mae']:.3f} |" in (tmp_path / "found.md").read_text()
+
+
+def test_all_figures_of_an_exit_are_of_the_same_records(run: Path) -> None:
+    found = Findings(RunFolder(run))
+    some = found.records.part(torch.arange(50))
+    assert found.more_of(found.records) == found.more
+    assert found.more_of(some) == [{"rmse": row["rmse"]} for row in some.figures]
 
 
 def test_metrics_name_what_they_measure(run: Path) -> None:

@@ -100,17 +100,30 @@ def test_every_exit_has_its_row_and_colour(page: Path) -> None:
 
 
 def test_every_exit_says_how_well_it_ranks_its_errors(page: Path) -> None:
-    found = Findings(RunFolder(page.parent))
+    rows = ranked_exits(RunFolder(page.parent))
+    assert all(row["ranking"] in text_of(page.read_text()) for row in rows)
+
+
+def test_errors_are_ranked_on_the_points_own_records(run: RunFolder) -> None:
+    half = ReducerSpec(name="evo_vit", options={"keep": 0.5, "classifier": "class"})
+    calibrate_jointly(run, [half], max_drop=100.0, progress=False, name="half")
+    ranked_exits(run)
+
+
+def ranked_exits(run: RunFolder) -> list[facts.Row]:
+    """The table of the newest point, its AUROCs held against counted pairs."""
+    found = Findings(run)
     chosen = found.headline
     assert chosen is not None
     temperatures = chosen.point.policy["temperatures"]
-    for k, row in enumerate(facts.exits(found, chosen, reliability(found.records))):
-        confidence = (found.records.logits[:, k] / temperatures[k]).softmax(-1).amax(-1)
-        right = found.records.correct[:, k]
+    rows = facts.exits(found, chosen, reliability(chosen.records))
+    for k, row in enumerate(rows):
+        confidence = (chosen.records.logits[:, k] / temperatures[k]).softmax(-1).amax(-1)
+        right = chosen.records.correct[:, k]
         pairs = confidence[right][:, None] - confidence[~right]
         share = ((pairs > 0).double() + 0.5 * (pairs == 0).double()).mean()
         assert float(row["ranking"]) == pytest.approx(float(share), abs=6e-4)
-        assert row["ranking"] in text_of(page.read_text())
+    return rows
 
 
 def test_plots_are_written(page: Path) -> None:

@@ -76,6 +76,7 @@ def summary(findings: Findings) -> list[Row]:
 def exits(findings: Findings, chosen: Chosen, found: list[Reliability]) -> list[Row]:
     """A point exit by exit."""
     point, said = chosen.point, chosen.evaluation
+    more = findings.more_of(chosen.records)
     last = len(point.exit_names) - 1
     return [
         {
@@ -87,9 +88,9 @@ def exits(findings: Findings, chosen: Chosen, found: list[Reliability]) -> list[
             "share": percent(100 * said.exit_share[k], 1),
             "leavers": findings.task.show(said.leaver_accuracy[k]),
             "accuracy": findings.task.show(findings.task.value(chosen.records.accuracy[k])),
-            "more": [findings.task.show(value) for value in findings.more[k].values()],
+            "more": [findings.task.show(value) for value in more[k].values()],
             "ece": percent(100 * found[k].ece, 1) if found else None,
-            "ranking": _ranking(findings, chosen, k) if found else None,
+            "ranking": _ranking(chosen, k) if found else None,
         }
         for k, name in enumerate(point.exit_names)
     ]
@@ -204,10 +205,10 @@ def _row(spot: Spot, full: Spot, kind: str, task: Task) -> Row:
     }
 
 
-def _ranking(findings: Findings, chosen: Chosen, k: int) -> str:
+def _ranking(chosen: Chosen, k: int) -> str:
     """How well an exit's confidence tells its wrong answers from its right ones: AUROC."""
     temperatures = chosen.point.policy.get("temperatures")
-    answers = exit_answers(findings.records, k, temperatures)
+    answers = exit_answers(chosen.records, k, temperatures)
     told = tell_apart(-answers.confidence, ~answers.right)
     return "–" if told is None else f"{told[0]:.3f}"
 

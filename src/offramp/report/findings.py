@@ -115,6 +115,12 @@ class Findings:
         """The newest operating point."""
         return self.chosen[0] if self.chosen else None
 
+    def more_of(self, records: Records) -> list[dict[str, float | None]]:
+        """``more`` of a point's records; of other ones than ``records``, what these tell alone."""
+        if records.digest == self.records.digest:
+            return [dict(row) for row in self.more]
+        return [{key: row.get(key) for key in self.more[0]} for row in records.figures]
+
     @property
     def exit_names(self) -> list[str]:
         return self.records.meta.exit_names
