@@ -105,6 +105,7 @@ def test_report_speaks_of_mae(offramp: Callable[..., Any], run: Path) -> None:
         assert words in page
     assert "Reliability" not in page
     assert "% sure" not in page
+    assert "oracle" not in page
     plots = {path.stem for path in (run / "plots").glob("*.png")}
     assert {"tradeoff", "exits", "training", "by-blobs"} <= plots
     assert "reliability" not in plots

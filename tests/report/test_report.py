@@ -5,6 +5,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ from offramp.report.findings import Findings
 from offramp.report.leavers import groups
 from offramp.report.style import css_variables, ramp
 from offramp.report.timing import NOT_MEASURED, read_timing
-from offramp.report.tradeoff import panels, plot_panel
+from offramp.report.tradeoff import panels, plot_panel, plot_tradeoff
 from offramp.runs import RunFolder, calibrate_run
 
 PLOTS = {"tradeoff", "exits", "accuracy", "reliability", "training", "by-digits", "images"}
@@ -104,10 +105,12 @@ def test_every_exit_says_how_well_it_ranks_its_errors(page: Path) -> None:
     assert all(row["ranking"] in text_of(page.read_text()) for row in rows)
 
 
-def test_errors_are_ranked_on_the_points_own_records(run: RunFolder) -> None:
+def test_errors_and_the_oracle_are_of_the_points_own_records(run: RunFolder) -> None:
     half = ReducerSpec(name="evo_vit", options={"keep": 0.5, "classifier": "class"})
     calibrate_jointly(run, [half], max_drop=100.0, progress=False, name="half")
     ranked_exits(run)
+    findings = Findings(run)
+    assert findings.oracle[-1].accuracy == pytest.approx(any_right(findings))
 
 
 def ranked_exits(run: RunFolder) -> list[facts.Row]:
@@ -124,6 +127,35 @@ def ranked_exits(run: RunFolder) -> list[facts.Row]:
         share = ((pairs > 0).double() + 0.5 * (pairs == 0).double()).mean()
         assert float(row["ranking"]) == pytest.approx(float(share), abs=6e-4)
     return rows
+
+
+def test_nothing_drawn_is_above_the_oracle(run: RunFolder, name: str) -> None:
+    write_json(run.path / "benchmark.json", invented_benchmark(run, name))
+    findings = Findings(run)
+    bound = findings.oracle
+    assert bound[0].accuracy == pytest.approx(findings.static[0].accuracy)
+    assert bound[-1].accuracy == pytest.approx(any_right(findings))
+    fronts = [spot for front in findings.fronts for spot in front.spots]
+    for panel in panels(findings):
+        costs = [1 / (panel.pick(spot) or 0) for spot in bound]
+        assert costs == sorted(costs)
+        for spot in (*fronts, *findings.static):
+            reach = np.interp(1 / (panel.pick(spot) or 0), costs, [b.accuracy for b in bound])
+            assert spot.accuracy <= reach + 1e-9
+        (axis,) = plot_panel(findings, panel).axes
+        drawn = [line.get_xydata().tolist() for line in axis.lines]
+        corners = [[panel.pick(spot), spot.accuracy] for spot in bound]
+        assert corners in drawn
+    labels = [text.get_text() for text in plot_tradeoff(findings).legends[0].get_texts()]
+    assert "oracle (knows which exit is right)" in labels
+    assert "oracle (knows which exit is right)" in write_report(run).read_text()
+
+
+def any_right(findings: Findings) -> float:
+    """Percent of the newest point's records that some exit is right about."""
+    assert findings.headline is not None
+    right = findings.headline.records.correct.any(dim=1)
+    return 100 * right.double().mean().item()
 
 
 def test_plots_are_written(page: Path) -> None:

@@ -4,7 +4,8 @@ from typing import Any
 
 from offramp.calibration import Reliability
 from offramp.costs.environment import describe_hardware, describe_versions
-from offramp.report.findings import Chosen, Findings, Spot
+from offramp.report.findings import Chosen, Findings
+from offramp.report.spots import Spot
 from offramp.report.tables import percent, signed, spread, threshold, times
 from offramp.report.timing import NOT_MEASURED
 from offramp.tasks import Task

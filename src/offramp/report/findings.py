@@ -12,28 +12,16 @@ from offramp.calibration import (
     Records,
     evaluate,
     replay,
-    static_points,
 )
 from offramp.calibration.front import measure, speedup_layers
 from offramp.data.source import Split
 from offramp.errors import OfframpError
 from offramp.policies.base import policy_from_config
 from offramp.reduced_run import point_records, reduced_run
+from offramp.report.spots import Spot, oracle_spots, static_spots
 from offramp.report.timing import Timing, read_timing
 from offramp.runs import RunFolder
 from offramp.tasks import Task, figure_keys
-
-
-@dataclass(frozen=True)
-class Spot:
-    """One way to run the model: accuracy in percent, or the MAE of a regression, and its three
-    speed-ups, never mixed."""
-
-    name: str
-    accuracy: float
-    layers: float
-    macs: float | None
-    time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +90,7 @@ class Findings:
         self.plain: float | None = plain[self.task.key] if plain else None
         full = self.task.value(self.records.accuracy[-1])
         self.full = Spot("full model", full, 1.0, 1.0, 1.0 if self.timing.measured else None)
-        self.static = self._static()
+        self.static = static_spots(self.records, run.costs, self._times.get(""))
         self.chosen = [self._choose(name, point) for name, point in points.items()]
 
     @property
@@ -136,6 +124,15 @@ class Findings:
         return [self._front(label, settings) for label, settings in found.items()]
 
     @cached_property
+    def oracle(self) -> list[Spot]:
+        """What nobody can beat on the newest point's records; see `oracle_spots`."""
+        if self.headline is None:
+            return oracle_spots(self.records, self.run.costs, self._times.get(""))
+        strength = _strength(self.headline.point)
+        costs, times = self._costs[strength], self._times.get(strength)
+        return oracle_spots(self.headline.records, costs, times)
+
+    @cached_property
     def samples(self) -> Split | None:
         """The evaluated split's images, or None where they are not on this machine."""
         try:
@@ -148,15 +145,6 @@ class Findings:
         """Place in the split of every sample id."""
         ids = [] if self.samples is None else self.samples.ids.tolist()
         return {sample: place for place, sample in enumerate(ids)}
-
-    def _static(self) -> list[Spot]:
-        table = self._times.get("")
-        times = [p.speedup for p in static_points(self.records, table)] if table else []
-        spots = static_points(self.records, self.run.costs)[:-1]
-        return [
-            Spot(s.name, s.accuracy, s.layers, s.speedup, times[k] if times else None)
-            for k, s in enumerate(spots)
-        ]
 
     def _choose(self, name: str, point: OperatingPoint) -> Chosen:
         records = point_records(self.run, point, self.split)

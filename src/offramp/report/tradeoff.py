@@ -7,7 +7,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from offramp.report.findings import Findings, Spot
+from offramp.report.findings import Findings
+from offramp.report.spots import Spot
 from offramp.report.style import Look, figure, look, note
 from offramp.report.timing import NOT_MEASURED
 
@@ -78,6 +79,7 @@ def draw_panel(axis: Any, findings: Findings, panel: Panel, colours: Look) -> No
         axis.text(0.5, 0.5, NOT_MEASURED, transform=axis.transAxes, ha="center", va="center")
         axis.set_xticks([])
         return
+    _oracle(axis, findings, panel, colours)
     _static(axis, findings, panel, colours)
     if panel.key == "time":
         _others(axis, findings, colours)
@@ -101,11 +103,19 @@ def legend_names(findings: Findings) -> list[tuple[str, str]]:
         names.append(("static", "all leave after block n"))
     for number, front in enumerate(findings.fronts):
         names.append((f"front {number}", f"front, {front.label}"))
+    if findings.oracle:
+        names.append(("oracle", "oracle (knows which exit is right)"))
     if findings.chosen:
         names.append(("chosen", "chosen point"))
     if len(findings.chosen) > 1:
         names.append(("point", "earlier points"))
     return names
+
+
+def _oracle(axis: Any, findings: Findings, panel: Panel, colours: Look) -> None:
+    spots = [(panel.pick(spot), spot.accuracy) for spot in findings.oracle]
+    known = [(x, y) for x, y in spots if x is not None]
+    axis.plot([x for x, _ in known], [y for _, y in known], **_bound(colours), zorder=1.5)
 
 
 def _static(axis: Any, findings: Findings, panel: Panel, colours: Look) -> None:
@@ -165,7 +175,8 @@ def _say(
 def _spots(findings: Findings) -> list[Spot]:
     """Everything drawn but the full model and the plain backbone."""
     spots = [*findings.static, *(chosen.spot for chosen in findings.chosen)]
-    return spots + [spot for front in findings.fronts for spot in front.spots]
+    spots += [spot for front in findings.fronts for spot in front.spots]
+    return spots + findings.oracle
 
 
 def _scale(axis: Any, findings: Findings) -> None:
@@ -199,9 +210,15 @@ def _handles(findings: Findings, colours: Look) -> tuple[list[Any], list[str]]:
         "chosen": {"marker": "o", "ms": 9, "color": colours.accent, "lw": 0},
         "point": {"marker": "o", "ms": 8, "mfc": "none", "mec": colours.accent, "lw": 0},
     }
+    marks["oracle"] = _bound(colours)
     marks |= {f"front {n}": _line(n, colours) for n in range(len(findings.fronts))}
     names = legend_names(findings)
     return [Line2D([], [], **marks[mark]) for mark, _ in names], [name for _, name in names]
+
+
+def _bound(colours: Look) -> dict[str, Any]:
+    """How the oracle is drawn: thin and broken, for nobody can run it."""
+    return {"color": colours.ink, "lw": 0.8, "ls": (0, (7, 3.5))}
 
 
 def _line(number: int, colours: Look) -> dict[str, Any]:
