@@ -11,7 +11,8 @@ def methods(found: Json) -> str:
     from offramp.comparison import Comparison
     from offramp.report.comparison import markdown
 
-    known = Comparison.model_validate({k: found[k] for k in Comparison.model_fields})
+    fields = Comparison.model_fields
+    known = Comparison.model_validate({k: v for k, v in found.items() if k in fields})
     return (
         "### Methods\n\n"
         + markdown(known)

@@ -70,7 +70,7 @@ def markdown(found: Comparison) -> str:
         f"{found.reference}: {accuracy} and "
         f"{found.reference_macs / 1e6:.0f} M MACs. Settings are chosen on the calibration split.",
         "",
-        *_columns(found),
+        _columns(found),
         "",
         "| " + " | ".join(heads) + " |",
         "|" + "---|" * len(heads),
@@ -79,25 +79,25 @@ def markdown(found: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _columns(found: Comparison) -> list[str]:
+def _columns(found: Comparison) -> str:
     """What the columns say, in sentences."""
-    told = ["*Full*: accuracy of the final exit, in percent."]
+    task, least = task_named(found.task), f"{100 * found.lowest:.0f}"
+    told = [f"*Full*: the final exit's {task.axis}."]
     if found.budgets:
         budget = f"{100 * found.budgets[0]:g} %"
-        told.append(f"*At {budget}*: accuracy with at most {budget} of the reference's MACs.")
+        told.append(f"*At {budget}*: {task.metric} with at most {budget} of the reference's MACs.")
     if found.drops:
-        drop = f"{found.drops[0]:g}"
+        drop = found.drops[0]
         told.append(
-            f"*MACs at −{drop}*: share of the reference's MACs that it takes to lose at most "
-            f"{drop} points against the reference."
+            f"*MACs at {task.show_goal(drop)}*: share of the reference's MACs that it takes to "
+            f"lose at most {drop:g} {task.unit} against the reference."
         )
     told.append(
-        f"*Mean {100 * found.lowest:.0f}–100 %*: mean accuracy over all budgets from "
-        f"{100 * found.lowest:.0f} % of the reference's MACs, the least that every method can keep "
-        "to, up to 100 %; the best stand first. A dash: no setting does it. ±: standard deviation "
-        "over seeds."
+        f"*Mean {least}–100 %*: mean {task.metric} over all budgets from {least} % of the "
+        "reference's MACs, the least that every method can keep to, up to 100 %; the best stand "
+        "first. A dash: no setting does it. ±: standard deviation over seeds."
     )
-    return [" ".join(told)]
+    return " ".join(told)
 
 
 def plot_comparison(found: Comparison) -> Figure:
