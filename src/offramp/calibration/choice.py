@@ -62,7 +62,8 @@ def calibrate(
             blocks where there are none.
         macs: MAC table to report when ``costs`` is another.
         time: latency table to report when ``costs`` is another; what ``max_latency_ms`` is about.
-        temperatures: fit a softmax temperature per exit first.
+        temperatures: fit a softmax temperature per exit first; a risk of probabilities is then
+            proved of probabilities at these temperatures, the full model's too.
         certainty: for ``max_drop``: demand that the loss, judged by its standard error on these
             samples, is within the promise with this probability (0.5 … 1); no guarantee.
         quantile: for ``max_latency_ms``: ``p95`` (default) or ``p50``.
@@ -128,6 +129,7 @@ def calibrate(
     bound.check(family, records.meta.task)
     parts = cut(records, {**shares, **bound.shares()})
     fitted = _fit(family, parts.get("fit", records), temperatures)
+    bound = bound.scaled(fitted.get("temperatures"))
     quest = Quest(
         family,
         fitted,
@@ -201,7 +203,8 @@ def _proved(
     """The last proved setting of a path; its numbers are those of the proof's samples."""
     proof = prove(bound, bound.path.make(quest, parts), parts["proof"], quest.costs)
     chosen = proof.settings[proof.chosen]
-    notes = [f"risk on the proof samples: {bound.loss.show(proof.risks[proof.chosen])}"]
+    shown = bound.loss.show(proof.risks[proof.chosen])
+    notes = [f"risk on the proof samples: {shown}", *bound.loss.notes]
     if not sum(chosen.measure.exit_share[:-1]):
         notes.append("nobody leaves early: nothing cheaper could be proved")
     promise = bound.promise(len(parts["proof"]))

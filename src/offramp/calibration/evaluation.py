@@ -117,7 +117,7 @@ def _taken(
     if promise.kind == "max_cost":
         return found.cost
     if promise.kind == "risk":
-        return float(promise.loss.along([decisions], records).mean())
+        return float(point.loss.along([decisions], records).mean())
     return latency_quantile(found.exit_share, point.active, point.costs, str(promise.quantile))
 
 

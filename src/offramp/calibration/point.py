@@ -46,7 +46,7 @@ class Promise(BaseModel):
     @property
     def loss(self) -> Loss:
         """What a risk is the mean of."""
-        return loss_named(self.unit, self.tolerance)
+        return loss_named(self.unit, tolerance=self.tolerance)
 
     @property
     def flags(self) -> str:
@@ -173,6 +173,11 @@ class OperatingPoint(FrontPoint):
     def hardware(self) -> Any:
         """Where the time was measured; ``None`` for points without time."""
         return None if self.time is None else self.time.meta.get("hardware")
+
+    @property
+    def loss(self) -> Loss:
+        """What its risk is the mean of: a loss of the answers it delivers."""
+        return self.promise.loss.scaled(self.policy.get("temperatures"))
 
     def policy_object(self) -> Policy:
         """The policy, ready to run."""

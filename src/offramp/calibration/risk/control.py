@@ -1,6 +1,7 @@
 """Risk control: the cheapest setting of a path whose risk is proved to be small."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -47,7 +48,7 @@ class RiskBound:
         tolerance: float | None = None,
     ) -> Self:
         """The bound in words of the registries, or `OfframpError` where they do not go together."""
-        loss = loss_named(kind or "consistency", tolerance)
+        loss = loss_named(kind or "consistency", tolerance=tolerance)
         how = METHODS.get(method or "ltt")()
         if not 0 < risk < loss.bound:
             raise OfframpError(
@@ -68,13 +69,17 @@ class RiskBound:
             unit=self.loss.name,
             delta=self.level.delta if self.method.takes_delta else None,
             method=self.method.name,
-            tolerance=self.loss.tolerance,
             samples=samples,
+            **self.loss.given,
         )
 
     def shares(self) -> dict[str, float]:
         """How the samples are divided: what the path looks at, and the proof."""
         return {**self.path.shares, "proof": 1 - sum(self.path.shares.values())}
+
+    def scaled(self, temperatures: Sequence[float] | None) -> Self:
+        """The bound for answers whose softmax has these temperatures (K,)."""
+        return replace(self, loss=self.loss.scaled(temperatures))
 
     def check(self, family: type[Policy], task: str) -> None:
         """Raise `OfframpError` where the loss is not defined for these answers."""

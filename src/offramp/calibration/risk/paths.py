@@ -155,7 +155,7 @@ def _searched(quest: Quest, records: Records) -> list[_Found]:
 
 
 def _threshold_found(family: type[ThresholdPolicy], quest: Quest, records: Records) -> list[_Found]:
-    """The search with "no loss" as worth; risks are read off the smooth curves it goes by."""
+    """The search with little loss as worth; risks are read off the smooth curves it goes by."""
     worth = quest.loss.worth(records)
     found = ThresholdSettings(
         family,
@@ -167,18 +167,19 @@ def _threshold_found(family: type[ThresholdPolicy], quest: Quest, records: Recor
         search=quest.search,
     )
     for times in _NEAR:
-        found.sweep.refine(partial(_safe, risk=times * quest.risk))
+        found.sweep.refine(partial(_safe, quest.loss, times * quest.risk))
     triples = []
     for leavers in found.sweep.between(_BLENDS):
         setting = found.setting(leavers)
         step = Step(setting.policy, setting.active)
-        triples.append(_Found(step, 1 - found.search.expected(leavers), setting.measure.cost))
+        risk = quest.loss.lost(found.search.expected(leavers))
+        triples.append(_Found(step, risk, setting.measure.cost))
     return triples
 
 
-def _safe(found: Measure, *, risk: float) -> bool:
-    """Whether the mean loss, what the worth lacks to 1, is so small."""
-    return 1 - found.accuracy <= risk
+def _safe(loss: Loss, risk: float, found: Measure) -> bool:
+    """Whether the mean loss is so small."""
+    return loss.lost(found.accuracy) <= risk
 
 
 def _front(found: Iterable[_Found]) -> list[Step]:

@@ -1,0 +1,36 @@
+"""Losses of numbers: how far an answer is from the full model's."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from offramp.calibration.records import Records
+from offramp.calibration.risk.losses.loss import LOSSES, AnswerLoss, percent
+
+
+@LOSSES.register("deviation")
+class Deviation(AnswerLoss):
+    """A number further from the full model's than the tolerance; needs no labels of the data."""
+
+    name, tasks = "deviation", ("regression",)
+    options: ClassVar[Mapping[str, str]] = {
+        "tolerance": "how far from the full model's number an answer may be without counting"
+    }
+
+    def compare(self, prediction: Tensor, records: Records) -> Tensor:
+        return (_distance(prediction, records) > self.given["tolerance"]).float()
+
+    def says(self, value: float) -> str:
+        return (
+            f"at most {percent(value)} of samples get a number more than "
+            f"{self.given['tolerance']:g} away from the full model's"
+        )
+
+    def show(self, value: float) -> str:
+        return f"{percent(value)} got a number further away"
+
+
+def _distance(prediction: Tensor, records: Records) -> Tensor:
+    """|y_k − y_K| of predictions (N, …)."""
+    return (prediction - records.prediction[:, -1:]).abs()
