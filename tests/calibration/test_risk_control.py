@@ -285,34 +285,3 @@ def test_refusals(options: dict[str, object], said: str) -> None:
     records = made_records(200, 4, 5)
     with pytest.raises(OfframpError, match=said):
         calibrate(records, **options)
-
-
-def made_numbers(count: int, seed: int = 0) -> Records:
-    """A regression model whose exits come closer to its last one, and say how close."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = 10 * torch.rand(count, generator=generator)
-    spread = 4 * torch.rand(count, generator=generator)
-    noise = torch.randn(count, 4, generator=generator)
-    values = labels[:, None] + noise * spread[:, None] * torch.tensor([1.0, 0.5, 0.25, 0.1])
-    certainty = (1 - spread / 4)[:, None].expand(count, 4).contiguous()
-    meta = made_meta(4, task="regression")
-    signals = {"certainty": certainty}
-    return Records.from_logits(values[..., None], labels, meta=meta, signals=signals)
-
-
-@pytest.mark.parametrize("policy", ["learned", "settled"])
-@pytest.mark.parametrize("path", PATHS.names())
-def test_numbers_that_deviate_from_the_full_models(policy: str, path: str) -> None:
-    records = made_numbers(3000)
-    point = calibrate(
-        records, policy=policy, risk=0.05, risk_kind="deviation", tolerance=1.5, path=path
-    )
-    held_out = made_numbers(4000, seed=1)
-    decisions = replay(point.policy_object(), held_out, point.active)
-    far = (decisions.prediction - held_out.prediction[:, -1]).abs() > 1.5
-    assert far.double().mean() <= 0.06
-    assert point.cost_share < 1
-    assert "get a number more than 1.5 away from the full model's" in str(point.promise)
-    assert "--tolerance 1.5" in point.promise.flags
-    with pytest.raises(OfframpError, match=r"'consistency' is for classification.*use: deviation"):
-        calibrate(records, policy=policy, risk=0.05)

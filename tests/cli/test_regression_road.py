@@ -81,6 +81,19 @@ def test_bench_shows_the_error(offramp: Callable[..., Any], run: Path) -> None:
     assert f"MAE {known['accuracy']:.3f}, full model {known['full_accuracy']:.3f}" in text
 
 
+def test_a_mean_distance_is_proved(offramp: Callable[..., Any], run: Path) -> None:
+    asked = ("--policy", "settled", "--risk", 3, "--risk-kind", "mean_deviation", "--cap", 8)
+    answer = offramp("calibrate", run, *asked)
+    assert answer.code == 0, answer.err
+    said = " ".join(answer.out.split())
+    assert "distance from the full model's number is at most 3, distances above 8 counted" in said
+    assert "away on average" in said
+    (point,) = (run / "points").glob("settled-risk-3-cap-8-mean-deviation.json")
+    point.unlink()
+    assert "needs a cap above 0" in offramp("calibrate", run, *asked[:-2]).sentence
+    assert "risk = 9, but" in offramp("calibrate", run, *asked, "--risk", 9).sentence
+
+
 def test_policies_for_classes_are_refused_in_one_sentence(
     offramp: Callable[..., Any], run: Path
 ) -> None:

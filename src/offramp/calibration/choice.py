@@ -42,6 +42,7 @@ def calibrate(
     method: str | None = None,
     path: str | None = None,
     tolerance: float | None = None,
+    cap: float | None = None,
     smooth: bool = True,
     search: str = _DEFAULT_SEARCH,
 ) -> OperatingPoint:
@@ -57,7 +58,8 @@ def calibrate(
             how much its MAE may be above the full model's.
         max_cost: share of the unmodified model's cost it may take.
         max_latency_ms: milliseconds at batch size 1 that ``quantile`` of the samples may take.
-        risk: what the mean of a loss may be on new samples, such as 0.01; proved, not estimated.
+        risk: what the mean of a loss may be on new samples, such as 0.01; proved, not estimated. It
+            is in the unit of the loss: a share of samples, a Brier score, the unit of the data.
         costs: table to search on, in MACs or ms; by default the MACs stored in the records, or
             blocks where there are none.
         macs: MAC table to report when ``costs`` is another.
@@ -69,10 +71,12 @@ def calibrate(
         quantile: for ``max_latency_ms``: ``p95`` (default) or ``p50``.
         delta: for ``risk``: how probable a wrong proof may be (0.1).
         risk_kind: for ``risk``: ``consistency`` (default), ``gap``, ``brier_gap``,
-            ``brier_consistency``, ``hellinger``; for regression ``deviation``.
+            ``brier_consistency``, ``hellinger``; for regression ``deviation`` (a share of
+            samples) or ``mean_deviation`` (in the unit of the data).
         method: for ``risk``: ``ltt`` (default), ``ucb``, ``crc``, or ``naive``, to compare with.
         path: for ``risk``: ``per-exit`` thresholds (default), or one ``shared`` by all exits.
         tolerance: for ``deviation``: how far from the full model's number does not count.
+        cap: for ``mean_deviation``: larger distances from the full model's number count as it.
         smooth: search on smooth curves of expected worth instead of plain outcomes (see
             `offramp.calibration.smoothing`).
         search: ``coordinate`` ascent or ``dynamic`` programming over per-exit thresholds.
@@ -93,6 +97,7 @@ def calibrate(
         method=method,
         path=path,
         tolerance=tolerance,
+        cap=cap,
     ).check()
     if records.meta.split == "test":
         raise OfframpError(

@@ -28,7 +28,7 @@ class Promise(BaseModel):
         quantile: of a latency.
         delta: probability that the statement about a risk is wrong, over the draw of its samples.
         method: how the risk was bounded.
-        tolerance: of the loss, where it takes one.
+        tolerance, cap: of the loss, where it takes one.
         samples: how many the proof was made on.
     """
 
@@ -41,12 +41,13 @@ class Promise(BaseModel):
     delta: float | None = None
     method: str | None = None
     tolerance: float | None = None
+    cap: float | None = None
     samples: int | None = None
 
     @property
     def loss(self) -> Loss:
         """What a risk is the mean of."""
-        return loss_named(self.unit, tolerance=self.tolerance)
+        return loss_named(self.unit, tolerance=self.tolerance, cap=self.cap)
 
     @property
     def flags(self) -> str:
@@ -54,7 +55,8 @@ class Promise(BaseModel):
         wanted: dict[str, str | float | None]
         wanted = {self.kind: self.value, "delta": self.delta, "quantile": self.quantile}
         if self.kind == "risk":
-            wanted |= {"risk_kind": self.unit, "method": self.method, "tolerance": self.tolerance}
+            wanted |= {"risk_kind": self.unit, "method": self.method}
+            wanted |= {"tolerance": self.tolerance, "cap": self.cap}
         return " ".join(
             f"--{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:g}'}"
             for name, value in wanted.items()

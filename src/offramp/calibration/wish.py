@@ -19,6 +19,7 @@ _BELONGS = {
     "method": "risk",
     "path": "risk",
     "tolerance": "risk",
+    "cap": "risk",
 }
 
 
@@ -36,6 +37,7 @@ class Wanted(TypedDict, total=False):
     method: str | None
     path: str | None
     tolerance: float | None
+    cap: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class Wish:
     method: str | None = None
     path: str | None = None
     tolerance: float | None = None
+    cap: float | None = None
 
     def check(self, spell: Callable[[str], str] = str) -> "Wish":
         """Return the wish, or raise `OfframpError` for what does not go together.
@@ -81,7 +84,7 @@ class Wish:
         """A name for files."""
         parts = [
             f"{name.replace('_', '-')}-{getattr(self, name):g}"
-            for name in (*_TARGETS, "delta", "tolerance")
+            for name in (*_TARGETS, "delta", "tolerance", "cap")
             if getattr(self, name) is not None
         ]
         more = (self.quantile, self.risk_kind, self.method, self.path)
@@ -98,6 +101,7 @@ class Wish:
             method=self.method,
             path=self.path,
             tolerance=self.tolerance,
+            cap=self.cap,
         )
 
     def target(self, records: Records, costs: CostTable) -> Target:

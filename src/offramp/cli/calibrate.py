@@ -59,7 +59,8 @@ def calibrate(
         str | None,
         typer.Option(
             help="With --risk: consistency (default), gap, brier_gap, brier_consistency, "
-            "hellinger; in regression deviation."
+            "hellinger; in regression deviation, a share of samples, or mean_deviation, for which "
+            "--risk is in the unit of the data."
         ),
     ] = None,
     method: Annotated[
@@ -76,6 +77,12 @@ def calibrate(
     tolerance: Annotated[
         float | None,
         typer.Option(help="With --risk-kind deviation: how far off does not count."),
+    ] = None,
+    cap: Annotated[
+        float | None,
+        typer.Option(
+            help="With --risk-kind mean_deviation: what is further off counts as this far off."
+        ),
     ] = None,
     search: Annotated[
         str, typer.Option(help="How thresholds are searched: coordinate or dynamic.")
@@ -149,6 +156,7 @@ def calibrate(
         method=method,
         path=path,
         tolerance=tolerance,
+        cap=cap,
     )
     Wish(**wanted).check(_flag)
     if max_latency_ms is not None and batch_size != 1:

@@ -47,16 +47,18 @@ def betting(losses: Floats, level: float, delta: float, *, bound: float = 1.0) -
     """p-values of "the risk is above ``level``" by betting against it: (n, m) to (m,).
 
     A gambler who bets on smaller losses than ``level`` multiplies his capital by 1 − ν(x − level)
-    per sample; if the risk is above it, he reaches 1/p with probability at most p (Ville). The
-    stakes ν are those of Waudby-Smith and Ramdas (JRSS B 2024). Losses may be negative, and are
-    read in the given order, which must not depend on them.
+    per sample x; if the risk is above it, he reaches 1/p with probability at most p (Ville). The
+    stakes ν are those of Waudby-Smith and Ramdas (JRSS B 2024), set for losses as shares of
+    ``bound``, so that their unit does not matter. Losses may be negative, and are read in the given
+    order, which must not depend on them.
 
     Args:
         losses: (n, m) of n samples at m settings, each at most ``bound``.
         delta: the probability that the stakes are tuned to.
     """
-    stakes = _stakes(losses, delta, bound)
-    capital = np.cumsum(np.log1p(-stakes * (losses - level)), axis=0)
+    shares, level = losses / bound, level / bound
+    stakes = _stakes(shares, delta)
+    capital = np.cumsum(np.log1p(-stakes * (shares - level)), axis=0)
     return np.minimum(np.exp(-capital.max(axis=0)), 1.0)
 
 
@@ -65,26 +67,26 @@ def betting_bound(losses: Floats, delta: float, *, bound: float = 1.0) -> float:
 
     The smallest level that `betting` rejects at δ, but not above ``bound``.
     """
-    column = losses[:, None]
-    stakes = _stakes(column, delta, bound)
-    low, high = 0.0, bound
+    column = losses[:, None] / bound
+    stakes = _stakes(column, delta)
+    low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         capital = np.cumsum(np.log1p(-stakes * (column - middle)), axis=0).max()
         low, high = (low, middle) if capital > math.log(1 / delta) else (middle, high)
-    return high
+    return bound * high
 
 
-def _stakes(losses: Floats, delta: float, bound: float) -> Floats:
-    """ν_i = min(1/bound, √(2 ln(1/δ) / (n σ²_{i−1}))), of what was seen before sample i."""
+def _stakes(losses: Floats, delta: float) -> Floats:
+    """ν_i = min(1, √(2 ln(1/δ) / (n σ²_{i−1}))), of what was seen before sample i."""
     count = len(losses)
     seen = np.arange(2, count + 2)[:, None]
     mean = (0.5 + np.cumsum(losses, axis=0)) / seen
     variance = (0.25 + np.cumsum(np.square(losses - mean), axis=0)) / seen
     before = np.concatenate([np.full((1, losses.shape[1]), 0.25), variance[:-1]])
     stakes = np.sqrt(2 * math.log(1 / delta) / (count * before))
-    # Just below 1/bound: an outright loss would leave ln 0.
-    return np.asarray(np.minimum(stakes, (1 - 1e-12) / bound))
+    # Just below 1: an outright loss would leave ln 0.
+    return np.asarray(np.minimum(stakes, 1 - 1e-12))
 
 
 def conformal_level(count: int, level: float, *, bound: float = 1.0) -> float:

@@ -46,9 +46,10 @@ class RiskBound:
         method: str | None = None,
         path: str | None = None,
         tolerance: float | None = None,
+        cap: float | None = None,
     ) -> Self:
         """The bound in words of the registries, or `OfframpError` where they do not go together."""
-        loss = loss_named(kind or "consistency", tolerance=tolerance)
+        loss = loss_named(kind or "consistency", tolerance=tolerance, cap=cap)
         how = METHODS.get(method or "ltt")()
         if not 0 < risk < loss.bound:
             raise OfframpError(

@@ -2,7 +2,7 @@
 
 from offramp.calibration.risk.losses.classes import Consistency, Gap
 from offramp.calibration.risk.losses.loss import LOSSES, AnswerLoss, Loss, loss_named
-from offramp.calibration.risk.losses.numbers import Deviation
+from offramp.calibration.risk.losses.numbers import Deviation, MeanDeviation
 from offramp.calibration.risk.losses.probabilities import BrierConsistency, BrierGap, Hellinger
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "Gap",
     "Hellinger",
     "Loss",
+    "MeanDeviation",
     "loss_named",
 ]

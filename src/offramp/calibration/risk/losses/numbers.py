@@ -31,6 +31,36 @@ class Deviation(AnswerLoss):
         return f"{percent(value)} got a number further away"
 
 
+@LOSSES.register("mean_deviation")
+class MeanDeviation(AnswerLoss):
+    """Distance from the full model's number, counted up to a cap: min(|y_k − y_K|, cap).
+
+    The risk, and with it ε, is in the unit of the data. No cap, no proof: a mean of distances that
+    may be anything cannot be bounded from samples. Needs no labels of the data.
+    """
+
+    name, tasks, binary = "mean_deviation", ("regression",), False
+    options: ClassVar[Mapping[str, str]] = {
+        "cap": "distances from the full model's number count as it where they are larger"
+    }
+
+    def __init__(self, **given: float) -> None:
+        super().__init__(**given)
+        self.bound = self.given["cap"]
+
+    def compare(self, prediction: Tensor, records: Records) -> Tensor:
+        return _distance(prediction, records).clamp(max=self.bound)
+
+    def says(self, value: float) -> str:
+        return (
+            f"the mean distance from the full model's number is at most {value:g}, distances "
+            f"above {self.bound:g} counted as {self.bound:g}"
+        )
+
+    def show(self, value: float) -> str:
+        return f"{value:.4g} away on average"
+
+
 def _distance(prediction: Tensor, records: Records) -> Tensor:
     """|y_k − y_K| of predictions (N, …)."""
     return (prediction - records.prediction[:, -1:]).abs()
