@@ -44,9 +44,6 @@ def calibrate_jointly(
     run: RunFolder,
     reducers: Sequence[ReducerSpec],
     *,
-    policy: str = "confidence",
-    temperatures: bool = False,
-    search: str = "coordinate",
     engine: str = "torch",
     precision: str | None = None,
     clock: Clock | None = None,
@@ -65,8 +62,7 @@ def calibrate_jointly(
         reducers: strengths to choose from, such as ToMe with r = 0, 4 and 8.
         clock: measures time; then it is the cost, and what a latency is promised by.
         notes: what else a reader of the point should know.
-        policy, temperatures, search, engine, precision, name, split, wanted: as for
-            `offramp.runs.calibrate_run`.
+        engine, precision, name, split, wanted: as for `offramp.runs.calibrate_run`.
 
     Raises:
         OfframpError: for a risk, which is proved for one model alone; for a reducer that does not
@@ -94,15 +90,7 @@ def calibrate_jointly(
         records = full if spec is None else recorded(variant).against(full)
         times = None if clock is None else clock(variant)
         try:
-            point = choose_point(
-                variant,
-                records,
-                policy=policy,
-                temperatures=temperatures,
-                search=search,
-                times=times,
-                **wanted,
-            )
+            point = choose_point(variant, records, times=times, **wanted)
         except OutOfReachError as error:
             failures.append(error)
             fronts += _under(spec, error.front)
@@ -117,16 +105,13 @@ def calibrate_jointly(
         return ranks if wish.max_drop is not None else ranks[::-1]
 
     best = min(reached, key=rank).point
-    update = {"front": joint_front(fronts), "notes": [*best.notes, *notes]}
+    update = {
+        "wish": best.asked.model_copy(update={"reducers": tuple(reducers)}),
+        "front": joint_front(fronts),
+        "notes": [*best.notes, *notes],
+    }
     tried = "-".join(dict.fromkeys(spec.name for spec in reducers))
-    return save_point(
-        run,
-        best.model_copy(update=update),
-        wish,
-        name=name,
-        timed=clock is not None,
-        more=f"-{tried}",
-    )
+    return save_point(run, best.model_copy(update=update), name=name, more=f"-{tried}")
 
 
 def worthwhile(

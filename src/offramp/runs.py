@@ -248,9 +248,6 @@ def train_run(
 def calibrate_run(
     run: RunFolder,
     *,
-    policy: str = "confidence",
-    temperatures: bool = False,
-    search: str = "coordinate",
     engine: str = "torch",
     precision: str | None = None,
     times: Mapping[int, CostTable] | None = None,
@@ -262,39 +259,25 @@ def calibrate_run(
     """Choose an operating point on the calibration split and save it as ``points/NAME.json``.
 
     Args:
-        policy: registered policy.
-        temperatures: fit a temperature per exit first.
-        search: how thresholds are searched.
         engine, precision: what the point will run on: it is calibrated on records made with them.
         times: latency tables by batch size; then the cost is measured time instead of MACs, at the
             largest of them; a latency is promised at batch size 1. For ``max_drop`` thresholds are
             searched on each table, and of the points found the one is taken that is quickest when
             survivors run in batches of their own size.
         name: the point's name; by default made from policy, target and engine.
-        wanted: one target (``max_drop``, ``max_cost``, ``max_latency_ms`` or ``risk``) and what
-            goes with it, as for `offramp.calibrate`.
+        wanted: a policy, one target (``max_drop``, ``max_cost``, ``max_latency_ms`` or ``risk``)
+            and what goes with them, as for `offramp.calibrate`.
     """
-    wish = Wish(**wanted).check()
+    Wish(**wanted).check()  # before the long pass over the data
     records = run.records(split, engine=engine, precision=precision, progress=progress)
-    point = choose_point(
-        run,
-        records,
-        policy=policy,
-        temperatures=temperatures,
-        search=search,
-        times=times,
-        **wanted,
-    )
-    return save_point(run, point, wish, name=name, timed=bool(times))
+    point = choose_point(run, records, times=times, **wanted)
+    return save_point(run, point, name=name)
 
 
 def choose_point(
     run: RunFolder,
     records: Records,
     *,
-    policy: str = "confidence",
-    temperatures: bool = False,
-    search: str = "coordinate",
     times: Mapping[int, CostTable] | None = None,
     **wanted: Unpack[Wanted],
 ) -> OperatingPoint:
@@ -304,38 +287,27 @@ def choose_point(
         raise OfframpError("max_latency_ms needs times measured at batch size 1")
 
     def point_on(table: CostTable) -> OperatingPoint:
-        return calibrate(
-            records,
-            policy=policy,
-            temperatures=temperatures,
-            search=search,
-            costs=table,
-            macs=run.costs,
-            **wanted,
-        )
+        return calibrate(records, costs=table, macs=run.costs, **wanted)
 
     found = [point_on(table) for table in _tables(run, wish, times)]
-    return quickest(found, times, point_on) if len(found) > 1 and times else found[0]
+    if len(found) == 1 or not times:
+        return found[0]
+    best = quickest(found, times, point_on)
+    asked = best.asked.model_copy(update={"batch_size": max(times)})
+    return best.model_copy(update={"wish": asked})
 
 
 def save_point(
-    run: RunFolder,
-    point: OperatingPoint,
-    wish: Wish,
-    *,
-    name: str | None = None,
-    timed: bool = False,
-    more: str = "",
+    run: RunFolder, point: OperatingPoint, *, name: str | None = None, more: str = ""
 ) -> tuple[str, OperatingPoint]:
     """Write a point as ``points/NAME.json``; by default it is named after what it was chosen for.
 
     Args:
-        timed: chosen by measured time.
         more: what else tells it from others, behind a default name.
     """
     where = "" if point.engine == "torch" else f"-{point.engine}-{point.precision}"
-    clock = "-time" if timed and wish.max_latency_ms is None else ""
-    name = name or f"{point.policy['name']}-{wish.slug}{where}{clock}{more}"
+    clock = "-time" if point.asked.cost == "time" else ""
+    name = name or f"{point.policy['name']}-{point.asked.slug}{where}{clock}{more}"
     point.save(run.path / "points" / f"{name}.json")
     return name, point
 

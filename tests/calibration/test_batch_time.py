@@ -3,7 +3,7 @@
 import pytest
 
 from offramp.calibration.batch_time import batch_time, quickest, survivors_table
-from offramp.calibration.point import FrontPoint
+from offramp.calibration.front import FrontPoint
 from offramp.costs.table import CostTable
 
 

@@ -63,12 +63,6 @@ def test_the_sentence_says_what_is_proved_and_on_what() -> None:
     assert crc.promise.delta is None
 
 
-def test_flags_ask_for_the_same_again() -> None:
-    point = calibrate(made_records(2000, 5, 6), risk=0.05, delta=0.2, risk_kind="gap")
-    assert point.promise.flags == "--risk 0.05 --delta 0.2 --risk-kind gap --method ltt"
-    assert calibrate(made_records(300, 4, 5), max_drop=1.5).promise.flags == "--max-drop 1.5"
-
-
 def test_points_with_a_proof_survive_the_file(tmp_path: Path) -> None:
     point = calibrate(made_records(2000, 5, 6), risk=0.05)
     point.save(tmp_path / "point.json")

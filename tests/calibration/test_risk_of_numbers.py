@@ -43,7 +43,7 @@ def test_numbers_that_deviate_from_the_full_models(policy: str, path: str) -> No
     assert far.double().mean() <= 0.06
     assert point.cost_share < 1
     assert "get a number more than 1.5 away from the full model's" in str(point.promise)
-    assert "--tolerance 1.5" in point.promise.flags
+    assert "--tolerance 1.5" in point.asked.flags
     with pytest.raises(OfframpError, match=r"'consistency' is for classification.*use: deviation"):
         calibrate(records, policy=policy, risk=0.05)
 

@@ -1,10 +1,15 @@
 """Targets on the command line: what is saved, what is said, and what is refused in one sentence."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from offramp.report import facts
+from offramp.report.findings import Findings
+from offramp.runs import RunFolder
 
 Offramp = Callable[..., Any]
 
@@ -46,6 +51,30 @@ def test_a_latency_is_measured_and_promised(offramp: Offramp, run: Path) -> None
 def test_dynamic_search(offramp: Offramp, run: Path) -> None:
     answer = offramp("calibrate", run, "--max-cost", 0.9, "--search", "dynamic", "--json")
     assert answer.json["point"]["cost_share"] <= 0.9
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "--max-drop 3 --certainty 0.8 --policy entropy --temperatures --search dynamic",
+        "--max-drop 2.123456789 --split validation --no-smooth",
+        "--max-cost 0.9 --engine onnxruntime --precision int8",
+        "--risk 0.7 --delta 0.2 --risk-kind brier_gap --method ucb --path shared --temperatures",
+        '--max-drop 60 --reducer \'{"name": "tome"}\' --r 0,2',
+        '--max-drop 60 --reducer \'{"name": "tome", "r": 2}\'',
+    ],
+)
+def test_the_printed_command_makes_the_point_again(
+    offramp: Offramp, run: Path, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    wanted = ["calibrate", run.name, *shlex.split(asked), "--name", "asked"]
+    first = offramp(*wanted, "--json").json["point"]
+    lines = facts.commands(Findings(RunFolder(run)))
+    (printed,) = (line for line in lines if line.endswith("--name asked"))
+    assert sorted(shlex.split(printed)[1:]) == sorted(wanted)
+    (run / "points/asked.json").unlink()
+    assert offramp(*shlex.split(printed)[1:], "--json").json["point"] == first
 
 
 @pytest.mark.parametrize(

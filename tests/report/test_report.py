@@ -88,7 +88,8 @@ def test_page_shows_the_key_figures(page: Path, name: str) -> None:
     assert f"95 % interval of the loss {low} … {high} points" in text
     assert "Promise kept" in text if point["kept"] else "Promise NOT kept" in text
     assert NOT_MEASURED not in text
-    assert f"offramp calibrate run --policy confidence --max-drop 1 --name {name}" in text
+    assert f"offramp calibrate run --max-drop 1 --name {name}" in text
+    assert "offramp calibrate run --policy entropy --max-cost 0.9 --name older" in text
 
 
 def test_every_exit_has_its_row_and_colour(page: Path) -> None:

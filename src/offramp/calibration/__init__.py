@@ -5,13 +5,15 @@ from offramp.calibration.choice import block_costs, calibrate
 from offramp.calibration.collection import record, records_meta
 from offramp.calibration.dynamic import DynamicSearch
 from offramp.calibration.evaluation import Evaluation, evaluate, paired_interval
-from offramp.calibration.front import StaticPoint, static_points
+from offramp.calibration.front import FrontPoint, StaticPoint, static_points
 from offramp.calibration.oracle import oracle, oracle_front
-from offramp.calibration.point import FrontPoint, OperatingPoint, Promise
+from offramp.calibration.point import OperatingPoint
+from offramp.calibration.promise import Promise
 from offramp.calibration.records import Records, RecordsMeta
 from offramp.calibration.reliability import Reliability, reliability
 from offramp.calibration.replay import Decisions, replay
 from offramp.calibration.temperature import fit_temperatures
+from offramp.calibration.wish import Wish
 
 __all__ = [
     "Decisions",
@@ -24,6 +26,7 @@ __all__ = [
     "RecordsMeta",
     "Reliability",
     "StaticPoint",
+    "Wish",
     "block_costs",
     "budgeted_thresholds",
     "calibrate",

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from offramp.calibration.point import FrontPoint
+from offramp.calibration.front import FrontPoint
 from offramp.costs.table import CostTable
 
 _ROUNDS = 4

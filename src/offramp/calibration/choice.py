@@ -20,8 +20,6 @@ from offramp.errors import OfframpError
 from offramp.policies.base import POLICIES, Parameters, Policy
 from offramp.policies.threshold import ThresholdPolicy
 
-_DEFAULT_SEARCH = "coordinate"
-
 
 def calibrate(
     records: Records,
@@ -44,7 +42,7 @@ def calibrate(
     tolerance: float | None = None,
     cap: float | None = None,
     smooth: bool = True,
-    search: str = _DEFAULT_SEARCH,
+    search: str = "coordinate",
 ) -> OperatingPoint:
     """Choose thresholds and active exits that keep a promise; the whole front comes along.
 
@@ -86,6 +84,7 @@ def calibrate(
             reaches (with the closest), what does not go together, or tables that do not fit.
     """
     wish = Wish(
+        policy=policy,
         max_drop=max_drop,
         max_cost=max_cost,
         max_latency_ms=max_latency_ms,
@@ -98,6 +97,9 @@ def calibrate(
         path=path,
         tolerance=tolerance,
         cap=cap,
+        temperatures=temperatures,
+        search=search,
+        smooth=smooth,
     ).check()
     if records.meta.split == "test":
         raise OfframpError(
@@ -129,7 +131,7 @@ def calibrate(
             error.front = tables.front(settings, parts["thresholds"])
             raise
         return make_point(
-            chosen, settings, target.promise, parts, parts["thresholds"], records, tables
+            chosen, settings, target.promise, wish, parts, parts["thresholds"], records, tables
         )
     bound.check(family, records.meta.task)
     parts = cut(records, {**shares, **bound.shares()})
@@ -145,7 +147,7 @@ def calibrate(
         search=search,
         smooth=smooth,
     )
-    return _proved(bound, quest, parts, records, tables)
+    return _proved(bound, quest, wish, parts, records, tables)
 
 
 def block_costs(records: Records) -> CostTable:
@@ -165,7 +167,7 @@ def _family(policy: str, records: Records, *, search: str, temperatures: bool) -
     if not issubclass(family, ThresholdPolicy):
         if temperatures:
             raise OfframpError(f"policy {policy!r} has no temperatures")
-        if search != _DEFAULT_SEARCH:
+        if search != Wish().search:
             raise OfframpError(
                 f"search {search!r} is for policies with one threshold per exit, not for {policy!r}"
             )
@@ -201,6 +203,7 @@ def _settings(
 def _proved(
     bound: RiskBound,
     quest: Quest,
+    wish: Wish,
     parts: Mapping[str, Records],
     records: Records,
     tables: Tables,
@@ -214,5 +217,5 @@ def _proved(
         notes.append("nobody leaves early: nothing cheaper could be proved")
     promise = bound.promise(len(parts["proof"]))
     return make_point(
-        chosen, proof.settings, promise, parts, parts["proof"], records, tables, notes
+        chosen, proof.settings, promise, wish, parts, parts["proof"], records, tables, notes
     )

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from offramp.calibration.front import Setting, pareto, speedup_layers
-from offramp.calibration.point import FrontPoint, OperatingPoint, Probes, Promise
+from offramp.calibration.front import FrontPoint, Setting, pareto, speedup_layers
+from offramp.calibration.point import OperatingPoint, Probes
+from offramp.calibration.promise import Promise
 from offramp.calibration.records import Records
 from offramp.calibration.targets import drop_error
+from offramp.calibration.wish import Wish
 from offramp.costs.table import CostTable
 from offramp.policies.base import Policy, ScalarPolicy
 
@@ -52,6 +54,7 @@ def make_point(
     chosen: Setting,
     settings: Sequence[Setting],
     promise: Promise,
+    wish: Wish,
     parts: Mapping[str, Records],
     measured: Records,
     whole: Records,
@@ -70,6 +73,7 @@ def make_point(
     return OperatingPoint(
         **dict(tables.describe(chosen, measured)),
         promise=promise,
+        wish=wish.about(meta, tables.costs),
         task=meta.task,
         full_accuracy=whole.task.value(measured.full_accuracy),
         n=len(measured),

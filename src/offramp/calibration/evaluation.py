@@ -3,7 +3,8 @@
 from pydantic import BaseModel
 
 from offramp.calibration.front import Measure, measure, speedup_layers
-from offramp.calibration.point import OperatingPoint, Promise
+from offramp.calibration.point import OperatingPoint
+from offramp.calibration.promise import Promise
 from offramp.calibration.records import Records
 from offramp.calibration.replay import Decisions, replay
 from offramp.calibration.targets import SLACK, latency_quantile

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from offramp.calibration.records import Records
 from offramp.calibration.replay import Decisions
 from offramp.costs.table import CostTable
 from offramp.policies.base import Policy
+from offramp.reducers.reducer import ReducerSpec
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,45 @@ class Setting:
     policy: Policy
     active: tuple[int, ...]
     measure: Measure
+
+
+class FrontPoint(BaseModel):
+    """One setting on the front, measured on the calibration samples.
+
+    Attributes:
+        reducer: what leaves tokens out at this setting; None: what the run's model was made with.
+        policy: config of the policy.
+        active: early exits that are on.
+        accuracy: percent; the MAE in regression.
+        drop: percentage points below the full model; in regression how much its MAE is above.
+        drop_error: standard error of ``drop`` (paired).
+        cost: mean cost in the unit of the searched table.
+        cost_share: cost over the unmodified model's.
+        speedup_layers: blocks in the model over mean blocks run.
+        speedup_macs: MACs of the unmodified model over mean MACs, heads counted.
+        speedup_time: the same for measured time.
+        exit_share: (K,) share of the samples that leave at each exit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    reducer: ReducerSpec | None = None
+    policy: dict[str, Any]
+    active: tuple[int, ...]
+    accuracy: float
+    drop: float
+    drop_error: float
+    cost: float
+    cost_share: float
+    speedup_layers: float
+    speedup_macs: float | None = None
+    speedup_time: float | None = None
+    exit_share: tuple[float, ...]
+
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        values = self.policy.get("thresholds")
+        return None if values is None else tuple(values)
 
 
 def measure(

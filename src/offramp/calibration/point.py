@@ -5,117 +5,14 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from offramp.calibration.risk.losses import Loss, loss_named
-from offramp.calibration.risk.methods import METHODS
+from offramp.calibration.front import FrontPoint
+from offramp.calibration.promise import Promise
+from offramp.calibration.risk.losses import Loss
+from offramp.calibration.wish import Wish
 from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
 from offramp.files import read_json, write_json
 from offramp.policies.base import Policy, policy_from_config
-from offramp.reducers.reducer import ReducerSpec
-
-
-class Promise(BaseModel):
-    """What a point promises.
-
-    ``max_drop``: at most ``value`` percentage points of accuracy below the full model, or in
-    regression, with the unit MAE, at most so much above the full model's MAE.
-    ``max_cost``: at most the share ``value`` of the unmodified model's cost, in ``unit``.
-    ``max_latency_ms``: at most ``value`` milliseconds at batch size 1 for half (``p50``) or 95 %
-    (``p95``) of the samples.
-    ``risk``: the mean of the loss ``unit`` is at most ``value``, as ``method`` proves it.
-
-    Attributes:
-        quantile: of a latency.
-        delta: probability that the statement about a risk is wrong, over the draw of its samples.
-        method: how the risk was bounded.
-        tolerance, cap: of the loss, where it takes one.
-        samples: how many the proof was made on.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["max_drop", "max_cost", "max_latency_ms", "risk"]
-    value: float
-    unit: str
-    quantile: Literal["p50", "p95"] | None = None
-    delta: float | None = None
-    method: str | None = None
-    tolerance: float | None = None
-    cap: float | None = None
-    samples: int | None = None
-
-    @property
-    def loss(self) -> Loss:
-        """What a risk is the mean of."""
-        return loss_named(self.unit, tolerance=self.tolerance, cap=self.cap)
-
-    @property
-    def flags(self) -> str:
-        """How to ask for it on the command line."""
-        wanted: dict[str, str | float | None]
-        wanted = {self.kind: self.value, "delta": self.delta, "quantile": self.quantile}
-        if self.kind == "risk":
-            wanted |= {"risk_kind": self.unit, "method": self.method}
-            wanted |= {"tolerance": self.tolerance, "cap": self.cap}
-        return " ".join(
-            f"--{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:g}'}"
-            for name, value in wanted.items()
-            if value is not None
-        )
-
-    def __str__(self) -> str:
-        if self.kind == "risk":
-            method = METHODS.get(str(self.method))()
-            begins = method.certainty(1.0 if self.delta is None else self.delta)
-            count = f"{self.samples:,} proof samples"
-            return f"{begins}{self.loss.says(self.value)} ({method.title}, {count})"
-        if self.kind == "max_latency_ms":
-            who = {"p50": "half of the samples take", "p95": "95 % of the samples take"}
-            return f"{who[str(self.quantile)]} at most {self.value:g} ms at batch size 1"
-        if self.kind == "max_drop" and self.unit == "MAE":
-            return f"MAE at most {self.value:g} above the full model's"
-        if self.kind == "max_drop":
-            return f"at most {self.value:g} points of accuracy below the full model"
-        return f"at most {self.value:g} of the full model's {self.unit}"
-
-
-class FrontPoint(BaseModel):
-    """One setting on the front, measured on the calibration samples.
-
-    Attributes:
-        reducer: what leaves tokens out at this setting; None: what the run's model was made with.
-        policy: config of the policy.
-        active: early exits that are on.
-        accuracy: percent; the MAE in regression.
-        drop: percentage points below the full model; in regression how much its MAE is above.
-        drop_error: standard error of ``drop`` (paired).
-        cost: mean cost in the unit of the searched table.
-        cost_share: cost over the unmodified model's.
-        speedup_layers: blocks in the model over mean blocks run.
-        speedup_macs: MACs of the unmodified model over mean MACs, heads counted.
-        speedup_time: the same for measured time.
-        exit_share: (K,) share of the samples that leave at each exit.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    reducer: ReducerSpec | None = None
-    policy: dict[str, Any]
-    active: tuple[int, ...]
-    accuracy: float
-    drop: float
-    drop_error: float
-    cost: float
-    cost_share: float
-    speedup_layers: float
-    speedup_macs: float | None = None
-    speedup_time: float | None = None
-    exit_share: tuple[float, ...]
-
-    @property
-    def thresholds(self) -> tuple[float, ...] | None:
-        values = self.policy.get("thresholds")
-        return None if values is None else tuple(values)
 
 
 class Probes(BaseModel):
@@ -132,6 +29,7 @@ class OperatingPoint(FrontPoint):
 
     Attributes:
         promise: what it was chosen for.
+        wish: how it was asked for.
         task: what kind of answer; says what ``accuracy`` is.
         full_accuracy: percent, of the full model on the same samples; its MAE in regression.
         n: samples that the numbers were measured on.
@@ -147,10 +45,11 @@ class OperatingPoint(FrontPoint):
     """
 
     promise: Promise
+    wish: Wish | None = None
     task: str = "classification"
     full_accuracy: float
     n: int
-    samples: dict[str, int] = {}
+    samples: dict[str, int] = Field(default_factory=dict)
     dataset: str
     split: str
     exit_names: list[str]
@@ -161,15 +60,33 @@ class OperatingPoint(FrontPoint):
     records: str
     engine: str
     precision: str
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
     num_threads: int | None = None
     costs: CostTable
     macs: CostTable | None = None
     time: CostTable | None = None
     probes: Probes = Probes()
-    notes: list[str] = []
-    front: list[FrontPoint] = Field(default=[], repr=False)
+    notes: list[str] = Field(default_factory=list)
+    front: list[FrontPoint] = Field(default_factory=list, repr=False)
     format: Literal[1] = 1
+
+    @property
+    def asked(self) -> Wish:
+        """How to ask for it again; of points without their wish, as much as they still tell."""
+        if self.wish is not None:
+            return self.wish
+        promise = self.promise
+        told = promise.model_dump(include={"quantile", "delta", "method", "tolerance", "cap"})
+        return Wish.model_validate(
+            {
+                **told,
+                promise.kind: promise.value,
+                "risk_kind": promise.unit if promise.kind == "risk" else None,
+                "policy": self.policy["name"],
+                "temperatures": not set(self.policy.get("temperatures", ())) <= {1.0},
+                "reducers": () if self.reducer is None else (self.reducer,),
+            }
+        ).about(self, self.costs)
 
     @property
     def hardware(self) -> Any:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from offramp.calibration.front import Measure, Setting
-from offramp.calibration.point import FrontPoint, Promise
+from offramp.calibration.front import FrontPoint, Measure, Setting
+from offramp.calibration.promise import Promise
 from offramp.calibration.records import Records
 from offramp.calibration.search import Leavers
 from offramp.calibration.sweep import Sweep

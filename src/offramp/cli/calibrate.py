@@ -87,6 +87,9 @@ def calibrate(
     search: Annotated[
         str, typer.Option(help="How thresholds are searched: coordinate or dynamic.")
     ] = "coordinate",
+    smooth: Annotated[
+        bool, typer.Option(help="Search on smooth curves of expected worth, or on plain outcomes.")
+    ] = True,
     temperatures: Annotated[
         bool, typer.Option("--temperatures", help="Fit a softmax temperature per exit first.")
     ] = False,
@@ -145,6 +148,7 @@ def calibrate(
     POLICIES.get(policy)  # wrong words are refused before the long pass over the data
     ENGINES.get(engine)(EngineOptions(precision=precision))
     wanted = Wanted(
+        policy=policy,
         max_drop=max_drop,
         max_cost=max_cost,
         max_latency_ms=max_latency_ms,
@@ -157,6 +161,9 @@ def calibrate(
         path=path,
         tolerance=tolerance,
         cap=cap,
+        temperatures=temperatures,
+        search=search,
+        smooth=smooth,
     )
     Wish(**wanted).check(_flag)
     if max_latency_ms is not None and batch_size != 1:
@@ -165,9 +172,6 @@ def calibrate(
     folder = RunFolder(run).check()
     timed = cost is Cost.time or max_latency_ms is not None
     setting: dict[str, Any] = {
-        "policy": policy,
-        "temperatures": temperatures,
-        "search": search,
         "engine": engine,
         "precision": precision,
         "name": name,

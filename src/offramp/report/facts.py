@@ -162,14 +162,7 @@ def commands(findings: Findings) -> list[str]:
     name = findings.run.path.resolve().name
     lines = [f"offramp train {name}/recipe.yaml"]
     for chosen in reversed(findings.chosen):
-        promise = chosen.point.promise
-        time = " --cost time" if chosen.point.costs.unit.startswith("ms") else ""
-        policy, spec = chosen.point.policy["name"], chosen.point.reducer
-        tokens = "" if spec is None else f" --reducer '{spec.as_yaml}'"
-        lines.append(
-            f"offramp calibrate {name} --policy {policy} {promise.flags}{time}{tokens} "
-            f"--name {chosen.name}"
-        )
+        lines.append(f"offramp calibrate {name} {chosen.point.asked.flags} --name {chosen.name}")
     lines.append(f"offramp eval {name} --split {findings.split}")
     for result in findings.timing.results:
         sizes = ",".join(str(batch.batch_size) for batch in result.batches)

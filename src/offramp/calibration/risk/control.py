@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 
 from offramp.calibration.front import Setting, measure
-from offramp.calibration.point import Promise
+from offramp.calibration.promise import Promise
 from offramp.calibration.records import Records
 from offramp.calibration.risk.losses import Loss, loss_named
 from offramp.calibration.risk.methods import METHODS, Level, Method
