@@ -54,7 +54,7 @@ def test_the_sentence_says_what_is_proved_and_on_what() -> None:
     assert str(point.promise) == (
         "with probability at least 80 % over the calibration draw, at most 5 % of samples get "
         "another label than the full model's (Learn-then-Test, Hoeffding–Bentkus, 1,950 proof "
-        "samples)"
+        "samples of the calibration split)"
     )
     naive = calibrate(made_records(3000, 5, 6), risk=0.05, method="naive")
     assert "nothing is proved" in str(naive.promise)

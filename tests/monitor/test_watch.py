@@ -69,7 +69,7 @@ class TestDetection:
             assert verdict.since is not None
             assert verdict.since <= 512
             assert "DRIFT found at sample" in verdict.sentence
-            assert str(point.promise) in verdict.sentence
+            assert point.promise.statement in verdict.sentence
 
     def test_a_late_change_too_and_the_alarm_stays(self, point: OperatingPoint) -> None:
         watch = Watch(point, made_records(1500), window=128)

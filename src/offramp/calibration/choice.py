@@ -215,7 +215,6 @@ def _proved(
     notes = [f"risk on the proof samples: {shown}", *bound.loss.notes]
     if not sum(chosen.measure.exit_share[:-1]):
         notes.append("nobody leaves early: nothing cheaper could be proved")
-    promise = bound.promise(len(parts["proof"]))
     return make_point(
-        chosen, proof.settings, promise, wish, parts, parts["proof"], records, tables, notes
+        chosen, proof.settings, bound.promise, wish, parts, parts["proof"], records, tables, notes
     )

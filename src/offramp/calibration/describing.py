@@ -72,7 +72,7 @@ def make_point(
     meta = whole.meta
     return OperatingPoint(
         **dict(tables.describe(chosen, measured)),
-        promise=promise,
+        promise=promise.model_copy(update={"samples": len(measured), "split": meta.split}),
         wish=wish.about(meta, tables.costs),
         task=meta.task,
         full_accuracy=whole.task.value(measured.full_accuracy),

@@ -76,10 +76,10 @@ class OperatingPoint(FrontPoint):
         if self.wish is not None:
             return self.wish
         promise = self.promise
-        told = promise.model_dump(include={"quantile", "delta", "method", "tolerance", "cap"})
+        same = {"certainty", "quantile", "delta", "method", "tolerance", "cap"}
         return Wish.model_validate(
             {
-                **told,
+                **promise.model_dump(include=same),
                 promise.kind: promise.value,
                 "risk_kind": promise.unit if promise.kind == "risk" else None,
                 "policy": self.policy["name"],

@@ -15,15 +15,17 @@ class Promise(BaseModel):
     regression, with the unit MAE, at most so much above the full model's MAE.
     ``max_cost``: at most the share ``value`` of the unmodified model's cost, in ``unit``.
     ``max_latency_ms``: at most ``value`` milliseconds at batch size 1 for half (``p50``) or 95 %
-    (``p95``) of the samples.
+    (``p95``) of the samples, each taking the median times of the pieces it runs through.
     ``risk``: the mean of the loss ``unit`` is at most ``value``, as ``method`` proves it.
 
     Attributes:
+        certainty: with which a drop was chosen, judged by its standard error.
         quantile: of a latency.
         delta: probability that the statement about a risk is wrong, over the draw of its samples.
         method: how the risk was bounded.
         tolerance, cap: of the loss, where it takes one.
-        samples: how many the proof was made on.
+        samples: how many it was proved or estimated on.
+        split: that these are from.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,29 +33,59 @@ class Promise(BaseModel):
     kind: Literal["max_drop", "max_cost", "max_latency_ms", "risk"]
     value: float
     unit: str
+    certainty: float | None = None
     quantile: Literal["p50", "p95"] | None = None
     delta: float | None = None
     method: str | None = None
     tolerance: float | None = None
     cap: float | None = None
     samples: int | None = None
+    split: str | None = None
 
     @property
     def loss(self) -> Loss:
         """What a risk is the mean of."""
         return loss_named(self.unit, tolerance=self.tolerance, cap=self.cap)
 
-    def __str__(self) -> str:
+    @property
+    def statement(self) -> str:
+        """What is promised."""
+        says = {
+            "max_drop": self._says_drop,
+            "max_cost": self._says_cost,
+            "max_latency_ms": self._says_latency,
+            "risk": self._says_risk,
+        }
+        return says[self.kind]()
+
+    @property
+    def evidence(self) -> str:
+        """On what it stands: which samples, and whether they prove it."""
+        count = "" if self.samples is None else f"{self.samples:,} "
+        split = "" if self.split is None else f" of the {self.split} split"
         if self.kind == "risk":
-            method = METHODS.get(str(self.method))()
-            begins = method.certainty(1.0 if self.delta is None else self.delta)
-            count = f"{self.samples:,} proof samples"
-            return f"{begins}{self.loss.says(self.value)} ({method.title}, {count})"
-        if self.kind == "max_latency_ms":
-            who = {"p50": "half of the samples take", "p95": "95 % of the samples take"}
-            return f"{who[str(self.quantile)]} at most {self.value:g} ms at batch size 1"
-        if self.kind == "max_drop" and self.unit == "MAE":
+            return f"{METHODS.get(str(self.method))().title}, {count}proof samples{split}"
+        sure = "" if self.certainty is None else f" with {100 * self.certainty:g} % certainty"
+        return f"estimated on {count}samples{split}{sure}, not proved"
+
+    def __str__(self) -> str:
+        return f"{self.statement} ({self.evidence})"
+
+    def _says_drop(self) -> str:
+        if self.unit == "MAE":
             return f"MAE at most {self.value:g} above the full model's"
-        if self.kind == "max_drop":
-            return f"at most {self.value:g} points of accuracy below the full model"
+        return f"at most {self.value:g} points of accuracy below the full model"
+
+    def _says_cost(self) -> str:
         return f"at most {self.value:g} of the full model's {self.unit}"
+
+    def _says_latency(self) -> str:
+        who = {"p50": "half", "p95": "95 %"}[str(self.quantile)]
+        return (
+            f"{who} of the samples take at most {self.value:g} ms at batch size 1, by the engine's "
+            "table of median times"
+        )
+
+    def _says_risk(self) -> str:
+        delta = 1.0 if self.delta is None else self.delta
+        return METHODS.get(str(self.method))().certainty(delta) + self.loss.says(self.value)

@@ -77,7 +77,9 @@ class MaxDrop(Target):
             raise OfframpError(f"max_drop = {value}, but it must be a number of {self.task.unit}")
         if certainty is not None and not 0.5 <= certainty < 1:
             raise OfframpError(f"certainty = {certainty:g}, but it must be between 0.5 and 1")
-        self.promise = Promise(kind="max_drop", value=value, unit=self.task.unit)
+        self.promise = Promise(
+            kind="max_drop", value=value, unit=self.task.unit, certainty=certainty
+        )
         sure = torch.tensor(0.5 if certainty is None else certainty)
         self.quantile = torch.special.ndtri(sure).item()
 
@@ -139,7 +141,8 @@ class MaxCost(Target):
 class MaxLatency(Target):
     """At most so many milliseconds for half of the samples, or 95 % of them, as good as possible.
 
-    Every sample takes the time of leaving at its exit; no mean is promised.
+    Every sample takes what the table says of its exit: medians of the pieces, so that how times
+    scatter and what a call costs besides are not in it. `offramp.runtime.bench` measures that.
 
     Args:
         value: milliseconds.

@@ -216,8 +216,8 @@ class Watch:
         return (
             f"DRIFT found at sample {state.alarm.at}: the {found.what} of the {found.samples} "
             f"samples up to it differ from the reference (corrected p {found.p:.1g}), so the "
-            f"promise ({self.point.promise}) may no longer hold: evaluate on data like this and "
-            "calibrate again"
+            f"promise ({self.point.promise.statement}) may no longer hold: evaluate on data like "
+            "this and calibrate again"
         )
 
 

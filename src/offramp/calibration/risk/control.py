@@ -62,15 +62,15 @@ class RiskBound:
         level = Level(risk, DELTA if delta is None else delta, loss.bound, loss.binary)
         return cls(level, loss, how, PATHS.get(path or "per-exit")())
 
-    def promise(self, samples: int) -> Promise:
-        """What a point chosen on so many proof samples promises."""
+    @property
+    def promise(self) -> Promise:
+        """What a point that it is proved of promises."""
         return Promise(
             kind="risk",
             value=self.level.risk,
             unit=self.loss.name,
             delta=self.level.delta if self.method.takes_delta else None,
             method=self.method.name,
-            samples=samples,
             **self.loss.given,
         )
 
