@@ -46,6 +46,11 @@ def test_a_latency_is_measured_and_promised(offramp: Offramp, run: Path) -> None
     assert point["costs"]["unit"] == "ms"
     assert point["costs"]["meta"]["batch_size"] == 1
     assert offramp("eval", run, "--json").json["points"][answer.json["name"]]["kept"]
+    timed = ["bench", run, "--images", 4, "--rounds", 1]
+    said = " ".join(offramp(*timed, "--batch", "1,2").out.split())
+    assert "promise kept: half of the samples take at most 1000 ms at batch size 1, by the" in said
+    assert "4 images one by one in 1 rounds" in said
+    assert offramp(*timed, "--batch", "2", "--json").json["results"][0]["verdict"]["kept"] is None
 
 
 def test_dynamic_search(offramp: Offramp, run: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from offramp.calibration import OperatingPoint, Records, calibrate, records_meta
 from offramp.costs.macs import model_costs
 from offramp.errors import OfframpError
 from offramp.model import MultiExitModel
@@ -16,6 +17,8 @@ from offramp.runtime.batching import BatchPlan
 from offramp.runtime.benchmark import BenchResult, bench
 from offramp.runtime.compiling import compile_runner
 from offramp.runtime.engines.torch_engine import TorchEngine
+from offramp.runtime.latency import latency_table
+from offramp.runtime.latency_verdict import judge_latency
 from offramp.runtime.prediction import Prediction
 from offramp.runtime.runner import Runner
 
@@ -40,6 +43,46 @@ def test_bench_reports_the_three_speedups_side_by_side(
     assert result.exit_names == model.exit_names
     assert result.fingerprint == model.fingerprint()
     assert BenchResult.model_validate(json.loads(result.model_dump_json())) == result
+
+
+def test_a_promised_latency_is_judged_by_the_clock(model: MultiExitModel, images: Tensor) -> None:
+    point = _promising(model, images, max_latency_ms=1e6, quantile="p50")
+    result = bench(model, point, images[:8], (1, 4), rounds=2)
+    row, verdict = result.batches[0], result.verdict
+    assert verdict is not None
+    assert row.dynamic_p50_ms is not None
+    assert (verdict.kept, verdict.taken_ms) == (True, row.dynamic_p50_ms)
+    assert verdict.sentence == (
+        f"promise kept: {point.promise}; measured p50 {row.dynamic_p50_ms:.3f} ms, p95 "
+        f"{row.dynamic_p95_ms:.3f} ms, 8 images one by one in 2 rounds"
+    )
+    assert BenchResult.model_validate(json.loads(result.model_dump_json())) == result
+    for rule, taken in (("p50", 3.0), ("p95", 9.0)):
+        promise = point.promise.model_copy(update={"quantile": rule, "value": taken})
+        for value, kept in ((taken, True), (taken - 0.001, False)):
+            tighter = promise.model_copy(update={"value": value})
+            found = judge_latency(tighter, {"p50": 3.0, "p95": 9.0})
+            assert found is not None
+            assert (found.kept, found.taken_ms) == (kept, taken)
+            assert ("NOT kept" in found.sentence) is not kept
+    other = bench(model, point, images[:8], (4,), rounds=1).verdict
+    assert other is not None
+    assert other.kept is None
+    assert "batch size 1 was not timed" in other.sentence
+
+
+def test_other_promises_are_not_judged_by_the_clock(model: MultiExitModel, images: Tensor) -> None:
+    point = _promising(model, images, max_cost=10.0)
+    assert bench(model, point, images[:2], (1,), rounds=1).verdict is None
+
+
+def _promising(model: MultiExitModel, images: Tensor, **promise: Any) -> OperatingPoint:
+    with torch.no_grad():
+        logits = torch.stack([said.logits for said in model(images)], dim=1)
+    meta = records_meta(model, dataset="images", split="calibration")
+    records = Records.from_logits(logits, logits[:, -1].argmax(-1), meta=meta)
+    table = latency_table(model, images[:2], (1,), repeats=1, warmup=0)[1]
+    return calibrate(records, time=table, **promise)
 
 
 def test_one_round_is_enough_for_a_number(model: MultiExitModel, images: Tensor) -> None:

@@ -50,7 +50,8 @@ def bench(
     """Measured time next to the unmodified backbone.
 
     Both take turns on real test images; several engines each get a process of their own. Writes
-    RUN/benchmark.json and ends with one JSON line.
+    RUN/benchmark.json and ends with one JSON line. For a point with --max-latency-ms the times of
+    single images, at batch size 1, say whether the promise is kept.
 
     Example: [bold]offramp bench runs/demo --batch 1,64[/]
     """
@@ -90,7 +91,7 @@ def bench(
         emit(result)
         return
     for entry in result["results"]:
-        show(bench_table(entry), *statics_lines(entry))
+        show(bench_table(entry), *statics_lines(entry), *verdict_lines(entry))
     hardware = result["results"][0]["environment"]["hardware"]
     show(
         f"{hardware['cpu']}, {hardware['threads']} threads, thread pools of ONNX Runtime not "
@@ -224,6 +225,12 @@ def statics_lines(entry: dict[str, Any]) -> list[str]:
         for found in entry["batches"]
         for name, plain in found["statics"].items()
     ]
+
+
+def verdict_lines(entry: dict[str, Any]) -> list[str]:
+    """Whether a promised latency was kept, where one was promised."""
+    verdict = entry["verdict"]
+    return [] if verdict is None else [f"[bold]{entry['point']}[/]: {verdict['sentence']}."]
 
 
 def _alone(run: Path, point: str, options: dict[str, Any], *, memory: bool) -> dict[str, Any]:

@@ -38,7 +38,10 @@ def calibrate(
     ] = None,
     max_latency_ms: Annotated[
         float | None,
-        typer.Option(help="Milliseconds that --quantile of the samples may take, one by one."),
+        typer.Option(
+            help="Milliseconds that --quantile of the samples may take, one by one, by a table of "
+            "median times; offramp bench judges it by measured ones."
+        ),
     ] = None,
     risk: Annotated[
         float | None,

@@ -20,6 +20,7 @@ from offramp.runtime.compiling import compile_runner
 from offramp.runtime.engines.engine import EngineOptions
 from offramp.runtime.hosting import hosting
 from offramp.runtime.latency import per_segment
+from offramp.runtime.latency_verdict import LatencyVerdict, judge_latency
 from offramp.runtime.prediction import Prediction, join
 from offramp.runtime.runner import Runner
 from offramp.runtime.static import static_program
@@ -51,6 +52,7 @@ class BatchBench(BaseModel):
     full_ms: float = Field(description="unmodified backbone, median over rounds")
     full_p95_ms: float = Field(description="95th percentile over single batches")
     dynamic_ms: float = Field(description="runner at the operating point, median over rounds")
+    dynamic_p50_ms: float | None = Field(default=None, description="median over single batches")
     dynamic_p95_ms: float = Field(description="95th percentile over single batches")
     ratio: float = Field(description="dynamic over full time, median of the rounds' ratios")
     ratio_quartiles: tuple[float, float] = Field(description="of the rounds' ratios")
@@ -94,6 +96,7 @@ class BenchResult(BaseModel):
     full_memory_mib: float | None = Field(
         default=None, description="peak of one with the unmodified model"
     )
+    verdict: LatencyVerdict | None = Field(default=None, description="on a promised latency")
     environment: dict[str, Any]
     batches: list[BatchBench]
 
@@ -144,7 +147,8 @@ def bench(
     time over total time, so that easy and hard images count as often as they come; reported is the
     median over rounds. An engine that has shapes for some batch sizes only follows a batch plan
     measured on these images first. After each round the same batches go through the runner's
-    throughput mode and, whole, through every segment, which gives the ideal time.
+    throughput mode and, whole, through every segment, which gives the ideal time. Where the point
+    promises a latency, the times of single images say whether it was kept.
 
     Args:
         images: preprocessed real images (N, 3, H, W); several hundred for an honest batch 1.
@@ -181,9 +185,19 @@ def bench(
         fingerprint=model.fingerprint(),
         exit_names=model.exit_names,
         active=list(runner.active),
+        verdict=None if point is None else _verdict(point, batches),
         environment=describe_environment(),
         batches=batches,
     )
+
+
+def _verdict(point: "OperatingPoint", batches: Sequence[BatchBench]) -> LatencyVerdict | None:
+    for row in batches:
+        if row.batch_size == 1 and row.dynamic_p50_ms is not None:
+            times = {"p50": row.dynamic_p50_ms, "p95": row.dynamic_p95_ms}
+            how = f"{row.images} images one by one in {row.rounds} rounds"
+            return judge_latency(point.promise, times, how=how)
+    return judge_latency(point.promise, None)
 
 
 def _precision(model: "MultiExitModel", point: "OperatingPoint | None") -> str | None:
@@ -236,6 +250,7 @@ def _bench_size(
         full_ms=full_ms,
         full_p95_ms=_p95(batch[0] / size for turn in times for batch in turn),
         dynamic_ms=median(total[1] for total in totals) / count,
+        dynamic_p50_ms=median(batch[1] / size for turn in times for batch in turn),
         dynamic_p95_ms=_p95(batch[1] / size for turn in times for batch in turn),
         ratio=ratio,
         ratio_quartiles=_quartiles(ratios),
