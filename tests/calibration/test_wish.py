@@ -34,6 +34,14 @@ def milliseconds(batch_size: int) -> CostTable:
             {"max_drop": 1, "certainty": 0.9, "smooth": False},
             "--max-drop 1 --certainty 0.9 --no-smooth",
         ),
+        (
+            {"policy": "boosted", "policy_options": {"keep": 0.25}, "max_drop": 5},
+            "--policy boosted --max-drop 5 --policy-option keep=0.25",
+        ),
+        (
+            {"policy": "ztw_geometric", "policy_options": {"include_last": True}, "max_drop": 5},
+            "--policy ztw_geometric --max-drop 5 --policy-option include_last=true",
+        ),
         ({"max_drop": 1, "costs": milliseconds(8)}, "--max-drop 1 --cost time --batch-size 8"),
         (
             {"max_latency_ms": 4, "quantile": "p50", "time": milliseconds(1)},

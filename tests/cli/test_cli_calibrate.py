@@ -64,6 +64,7 @@ def test_dynamic_search(offramp: Offramp, run: Path) -> None:
         "--max-drop 3 --certainty 0.8 --policy entropy --temperatures --search dynamic",
         "--max-drop 2.123456789 --split validation --no-smooth",
         "--max-cost 0.9 --engine onnxruntime --precision int8",
+        "--max-cost 0.9 --policy boosted --policy-option keep=0.25",
         "--risk 0.7 --delta 0.2 --risk-kind brier_gap --method ucb --path shared --temperatures",
         '--max-drop 60 --reducer \'{"name": "tome"}\' --r 0,2',
         '--max-drop 60 --reducer \'{"name": "tome", "r": 2}\'',
@@ -98,6 +99,8 @@ def test_the_printed_command_makes_the_point_again(
         (["--risk", "2"], "must be between 0 and 1"),
         (["--risk", "0.0001"], "cannot be proved on"),
         (["--max-drop", "1", "--search", "dynamc"], "did you mean 'dynamic'"),
+        (["--max-drop", "1", "--policy-option", "keep"], "write name=value, e.g. keep=0.3"),
+        (["--max-drop", "1", "--policy-option", "keep=1"], "'confidence' has no option 'keep'"),
     ],
 )
 def test_what_does_not_go_together(

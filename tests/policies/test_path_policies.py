@@ -107,6 +107,18 @@ def test_boosted_without_the_past_is_confidence() -> None:
         assert torch.equal(one.prediction, other.prediction)
 
 
+@pytest.mark.parametrize("keep", [0.5, 2.0])
+def test_the_full_model_of_boosted_is_its_last_sum(keep: float) -> None:
+    patient = Boosted([1.0] * EXITS, CLASSES, keep=keep)  # nobody leaves early
+    whole = records().under(Boosted, patient.parameters())
+    assert torch.equal(whole.full_prediction, replay(patient, records()).prediction)
+    assert not torch.equal(whole.full_prediction, records().full_prediction)
+    assert whole.full_model is None  # of no other model
+    rows = torch.arange(3, len(whole))
+    assert torch.equal(whole.part(rows).full_prediction, whole.full_prediction[rows])
+    assert records().under(Confidence, {}).full_prediction.equal(records().full_prediction)
+
+
 def test_other_classes_are_refused() -> None:
     with pytest.raises(OfframpError, match="made for 7 classes, but the exits know 4"):
         replay(BestOf.shared(0.5, EXITS, num_classes=7), records())

@@ -1,6 +1,7 @@
 """Calibrate: choose the operating point that keeps a promise."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from offramp.calibration.describing import Tables, make_point
 from offramp.calibration.enumeration import enumerate_settings
@@ -25,6 +26,7 @@ def calibrate(
     records: Records,
     *,
     policy: str = "confidence",
+    policy_options: Mapping[str, Any] | None = None,
     max_drop: float | None = None,
     max_cost: float | None = None,
     max_latency_ms: float | None = None,
@@ -52,6 +54,7 @@ def calibrate(
     Args:
         records: what every exit said about the calibration split.
         policy: a registered policy.
+        policy_options: what its family may be told before it learns, `Policy.options`.
         max_drop: percentage points of accuracy it may lose against the full model; in regression
             how much its MAE may be above the full model's.
         max_cost: share of the unmodified model's cost it may take.
@@ -85,6 +88,7 @@ def calibrate(
     """
     wish = Wish(
         policy=policy,
+        policy_options=dict(policy_options or {}),
         max_drop=max_drop,
         max_cost=max_cost,
         max_latency_ms=max_latency_ms,
@@ -107,6 +111,7 @@ def calibrate(
             "split='calibration'"
         )
     family = _family(policy, records, search=search, temperatures=temperatures)
+    family.check_options(wish.policy_options)
     if wish.max_latency_ms is not None:
         costs = time or costs
     costs = costs or records.meta.costs or block_costs(records)
@@ -120,7 +125,8 @@ def calibrate(
     bound = wish.bound()
     if bound is None:
         parts = cut(records, {**shares, "thresholds": 1 - sum(shares.values())})
-        fitted = _fit(family, parts.get("fit", parts["thresholds"]), temperatures)
+        fitted = _fit(family, parts.get("fit", parts["thresholds"]), wish)
+        parts = {name: part.under(family, fitted) for name, part in parts.items()}
         target = wish.target(parts["thresholds"], costs)
         settings = _settings(
             family, parts["thresholds"], costs, target, fitted, smooth=smooth, search=search
@@ -135,7 +141,8 @@ def calibrate(
         )
     bound.check(family, records.meta.task)
     parts = cut(records, {**shares, **bound.shares()})
-    fitted = _fit(family, parts.get("fit", records), temperatures)
+    fitted = _fit(family, parts.get("fit", records), wish)
+    parts = {name: part.under(family, fitted) for name, part in parts.items()}
     bound = bound.scaled(fitted.get("temperatures"))
     quest = Quest(
         family,
@@ -174,10 +181,10 @@ def _family(policy: str, records: Records, *, search: str, temperatures: bool) -
     return family
 
 
-def _fit(family: type[Policy], records: Records, temperatures: bool) -> Parameters:
+def _fit(family: type[Policy], records: Records, wish: Wish) -> Parameters:
     """What members of the family are given besides what is searched."""
-    fitted = family.fit(records)
-    return {**fitted, "temperatures": fit_temperatures(records)} if temperatures else fitted
+    fitted = family.fit(records, **wish.policy_options)
+    return {**fitted, "temperatures": fit_temperatures(records)} if wish.temperatures else fitted
 
 
 def _settings(

@@ -73,7 +73,9 @@ def evaluate(point: OperatingPoint, records: Records) -> Evaluation:
             f"the point's losses are against model {point.full_model}: evaluate it on "
             "records.against(that model's records)"
         )
-    decisions = replay(point.policy_object(), records, point.active)
+    policy = point.policy_object()
+    records = records.under(type(policy), policy.parameters())
+    decisions = replay(policy, records, point.active)
     found = measure(decisions, records, point.costs, point.active)
     full, task = records.full_accuracy, records.task
     drop = task.scale * (full - found.accuracy)

@@ -5,11 +5,11 @@ searches run are computed once and read alone, so a search never touches the log
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,7 +18,7 @@ from torch import Tensor
 from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
 from offramp.files import open_tensors, tensor_digest, write_tensors
-from offramp.policies.base import POLICIES, ScalarPolicy
+from offramp.policies.base import POLICIES, Policy, ScalarPolicy
 from offramp.policies.threshold import ThresholdPolicy
 from offramp.tasks import TASKS, Task, task_named
 
@@ -163,8 +163,19 @@ class Records:
         """
         if not torch.equal(self.ids, full.ids) or not torch.equal(self.labels, full.labels):
             raise OfframpError("the full model's records are of other samples")
+        return self._held_against(FullAnswers(full.prediction[:, -1], full.meta.fingerprint))
+
+    def under(self, family: type[Policy], fitted: Mapping[str, Any]) -> Self:
+        """These records, with the full model that a policy's family has; see
+        `Policy.full_prediction`."""
+        said = None if self._full else family.full_prediction(self, **fitted)
+        if said is None:
+            return self
+        return self._held_against(FullAnswers(said, self.meta.fingerprint))
+
+    def _held_against(self, full: FullAnswers) -> Self:
         found = copy.copy(self)
-        found._full = FullAnswers(full.prediction[:, -1], full.meta.fingerprint)
+        found._full = full
         for held in ("full_worth", "full_accuracy"):
             found.__dict__.pop(held, None)
         return found
@@ -211,7 +222,8 @@ class Records:
     @property
     def full_model(self) -> str | None:
         """Fingerprint of the full model, where it is another than these records are of."""
-        return None if self._full is None else self._full.fingerprint
+        named = None if self._full is None else self._full.fingerprint
+        return None if named == self.meta.fingerprint else named
 
     def worth_of(self, prediction: Tensor) -> Tensor:
         """What these predictions (N,) for the samples are worth: (N,)."""

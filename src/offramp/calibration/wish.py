@@ -1,10 +1,11 @@
 """What a point is asked to be: one target, what goes with it, and how it is to be found."""
 
+import json
 import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, Self, TypedDict
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from offramp.calibration.records import Records
 from offramp.calibration.risk.control import RiskBound
@@ -30,6 +31,7 @@ class Wanted(TypedDict, total=False):
     """Keyword arguments of `offramp.calibrate` that say what is wanted."""
 
     policy: str
+    policy_options: dict[str, Any]
     max_drop: float | None
     max_cost: float | None
     max_latency_ms: float | None
@@ -71,6 +73,7 @@ class Wish(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: str = "confidence"
+    policy_options: dict[str, Any] = Field(default_factory=dict)
     max_drop: float | None = None
     max_cost: float | None = None
     max_latency_ms: float | None = None
@@ -135,14 +138,20 @@ class Wish(BaseModel):
             for name in (*_TARGETS, "delta", "tolerance", "cap")
             if getattr(self, name) is not None
         ]
+        parts += [f"{name}-{_exact(value)}" for name, value in self.policy_options.items()]
         more = (self.quantile, self.risk_kind, self.method, self.path)
         return "-".join([*parts, *(word.replace("_", "-") for word in more if word)])
 
     @property
     def flags(self) -> str:
         """The options of ``offramp calibrate`` that ask for it; defaults are left out."""
-        asked = self.model_dump(exclude_defaults=True, exclude={"reducers"})
-        return " ".join(_flag(*pair) for pair in (asked | _strengths(self.reducers)).items())
+        asked = self.model_dump(exclude_defaults=True, exclude={"reducers", "policy_options"})
+        told = [
+            ("policy_option", f"{name}={json.dumps(value)}")
+            for name, value in self.policy_options.items()
+        ]
+        pairs = [*asked.items(), *told, *_strengths(self.reducers).items()]
+        return " ".join(_flag(*pair) for pair in pairs)
 
     def bound(self) -> RiskBound | None:
         """The risk to be proved, where one is asked for."""

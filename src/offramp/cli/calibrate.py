@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
 from offramp.cli.terminal import AsJson, Run, bars, emit, show, table, working
 from offramp.errors import OfframpError
@@ -97,6 +98,10 @@ def calibrate(
         bool, typer.Option("--temperatures", help="Fit a softmax temperature per exit first.")
     ] = False,
     policy: Annotated[str, typer.Option(help="See offramp list policies.")] = "confidence",
+    policy_option: Annotated[
+        list[str] | None,
+        typer.Option(help="What the policy may be told, as keep=0.3 for boosted. (repeat)"),
+    ] = None,
     cost: Annotated[Cost, typer.Option(help="Search on MACs or on time measured here.")] = (
         Cost.macs
     ),
@@ -148,10 +153,12 @@ def calibrate(
     from offramp.runtime import ENGINES, EngineOptions
 
     SEARCHES.get(search)
-    POLICIES.get(policy)  # wrong words are refused before the long pass over the data
+    told = dict(map(_told, policy_option or []))
+    POLICIES.get(policy).check_options(told)  # refused before the long pass over the data
     ENGINES.get(engine)(EngineOptions(precision=precision))
     wanted = Wanted(
         policy=policy,
+        policy_options=told,
         max_drop=max_drop,
         max_cost=max_cost,
         max_latency_ms=max_latency_ms,
@@ -243,6 +250,16 @@ def described(name: str, point: "OperatingPoint") -> list[Any]:
         f"speed-up: layers {times(point.speedup_layers)}, MACs {times(point.speedup_macs)}{time}; "
         f"cost {point.cost_share:.3f} of the full model's {point.costs.unit}",
     ]
+
+
+def _told(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise OfframpError(f"--policy-option {text!r}: write name=value, e.g. keep=0.3")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise OfframpError(f"--policy-option {name}: {value!r} is not valid YAML") from None
 
 
 def _flag(name: str) -> str:

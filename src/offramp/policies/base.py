@@ -1,7 +1,7 @@
 """What a policy is: a rule that decides, for every sample on its own, whether to stop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
@@ -36,12 +36,14 @@ class Policy(ABC):
         needs: signals, besides the logits, that the exits must give.
         tasks: kinds of answer it can judge; most read the probabilities of classes.
         learns: whether `fit` learns from labels, on samples that may not choose thresholds too.
+        options: what `fit` may be told, with the values it takes otherwise.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     learns: ClassVar[bool] = False
+    options: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def start(
@@ -76,9 +78,32 @@ class Policy(ABC):
         """JSON-able arguments that build this policy again."""
 
     @classmethod
-    def fit(cls, records: "Records") -> Parameters:
-        """What the family must learn from records before it can run: arguments of the class."""
+    def fit(cls, records: "Records", **options: Any) -> Parameters:
+        """What the family must learn from records before it can run: arguments of the class.
+
+        Args:
+            options: some of the family's `options`.
+        """
         return {}
+
+    @classmethod
+    def check_options(cls, given: Mapping[str, Any]) -> None:
+        """Raise `OfframpError` for options that the family does not have."""
+        for name, value in given.items():
+            if name not in cls.options:
+                known = ", ".join(cls.options) or "none"
+                raise OfframpError(f"policy {cls.name!r} has no option {name!r} (known: {known})")
+            truth = isinstance(cls.options[name], bool)
+            if truth != isinstance(value, bool):
+                wanted = "true or false" if truth else "a number"
+                raise OfframpError(
+                    f"policy {cls.name!r}: {name} = {value!r}, but it must be {wanted}"
+                )
+
+    @classmethod
+    def full_prediction(cls, records: "Records", **fitted: Any) -> Tensor | None:
+        """What the full model says (N,), where that is not what the last exit says alone."""
+        return None
 
     @classmethod
     @abstractmethod

@@ -6,7 +6,8 @@ Zero Time Waste, Wołczyk et al., NeurIPS 2021.
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class Ensemble(PathPolicy):
     always = 0.0
     never = 1.0
     learns = True
+    options = MappingProxyType({"include_last": False, "offsets": True})
 
     def __init__(
         self,
@@ -114,11 +116,11 @@ class Ensemble(PathPolicy):
         }
 
     @classmethod
-    def fit(cls, records: "Records") -> Parameters:
+    def fit(cls, records: "Records", **options: Any) -> Parameters:
         """Weights and offsets with the least negative log-likelihood on these records."""
         from offramp.policies.ensemble_fit import fit_ensembles
 
-        return fit_ensembles(cls, records)
+        return fit_ensembles(cls, records, **{**cls.options, **options})
 
 
 @register_policy("ztw_geometric")

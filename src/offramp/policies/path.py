@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -55,9 +55,10 @@ class ClassPathPolicy(PathPolicy):
         return {**super().parameters(), "num_classes": self.num_classes}
 
     @classmethod
-    def fit(cls, records: "Records") -> Parameters:
-        """The number of classes."""
-        return {"num_classes": records.outputs(0, slice(0, 1)).logits.shape[-1]}
+    def fit(cls, records: "Records", **options: Any) -> Parameters:
+        """The number of classes, and what is told."""
+        classes = records.outputs(0, slice(0, 1)).logits.shape[-1]
+        return {"num_classes": classes, **cls.options, **options}
 
     def logits(self, outputs: ExitOutputs) -> Tensor:
         """The exit's logits (B, C), or a refusal where there are other classes."""

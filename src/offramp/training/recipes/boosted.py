@@ -1,7 +1,7 @@
 """``boosted``: exits that correct the sum of those before them.
 
 Yu et al., "Boosted Dynamic Neural Networks", AAAI 2023 (BoostNet). The sums answer and decide in
-policy ``boosted``, whose ``keep`` is this recipe's.
+policy ``boosted``; where ``keep`` is not 0.5, tell it: ``--policy-option keep=0.3``.
 """
 
 from collections.abc import Sequence
