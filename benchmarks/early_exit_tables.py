@@ -119,10 +119,10 @@ def counting(found: Json) -> str:
         "### Counting people",
         "",
         f"DeiT-tiny on crops of 96 px of ShanghaiTech part B, {first['samples']:,} test crops; "
-        "mean absolute error per crop and, added up, per photo.",
+        "mean absolute and root mean squared error per crop and, added up, per photo.",
         "",
-        "| exits | leaving at | MAE, crop | MAE, photo | MACs |",
-        "|---|---|---|---|---|",
+        "| exits | leaving at | MAE, crop | RMSE | MAE, photo | RMSE | MACs |",
+        "|---|---|---|---|---|---|---|",
     ]
     for head, row in found["heads"].items():
         for one in row["exits"]:
@@ -134,6 +134,6 @@ def counting(found: Json) -> str:
 
 
 def _counted(head: str, name: str, figures: Json, macs: float) -> str:
-    whole = figures.get("photo_mae")
-    photo = "–" if whole is None else f"{whole:.2f}"
-    return f"| {head} | {name} | {figures['mae']:.3f} | {photo} | {macs:.2f}× |"
+    crop = f"{figures['mae']:.3f} | {figures['rmse']:.3f}"
+    photo = f"{figures['photo_mae']:.2f} | {figures['photo_rmse']:.2f}"
+    return f"| {head} | {name} | {crop} | {photo} | {macs:.2f}× |"
