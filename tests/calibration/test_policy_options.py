@@ -23,6 +23,18 @@ def test_boosted_keeps_what_it_is_told_and_is_held_against_its_own_sum() -> None
     assert told.drop == pytest.approx(told.full_accuracy - told.accuracy)
 
 
+@pytest.mark.parametrize("kind", ["consistency", "gap"])
+def test_risks_of_boosted_are_held_against_its_own_sum(kind: str) -> None:
+    records = made_records(2000)
+    asked = calibrate(records, policy="boosted", risk=0.3, risk_kind=kind)
+    policy = asked.policy_object()
+    held = records.under(Boosted, policy.parameters())
+    patient = Boosted([1.0] * records.num_exits, records.logits.shape[-1])
+    nobody = replay(patient, records)
+    assert not asked.loss.along([nobody], held).any()
+    assert asked.loss.along([nobody], records).any()  # the last exit alone says something else
+
+
 def test_an_ensemble_of_the_last_exit() -> None:
     wished: dict[str, Any] = {"policy": "ztw_arithmetic", "max_drop": 5}
     usual = calibrate(made_records(600), **wished).policy

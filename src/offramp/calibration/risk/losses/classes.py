@@ -13,7 +13,7 @@ class Consistency(AnswerLoss):
     name = "consistency"
 
     def compare(self, prediction: Tensor, records: Records) -> Tensor:
-        return (prediction != records.prediction[:, -1:]).float()
+        return (prediction != records.full_prediction[:, None]).float()
 
     def says(self, value: float) -> str:
         return f"at most {percent(value)} of samples get another label than the full model's"
@@ -30,7 +30,7 @@ class Gap(AnswerLoss):
 
     def compare(self, prediction: Tensor, records: Records) -> Tensor:
         labels = records.labels[:, None]
-        full = (records.prediction[:, -1:] == labels).float()
+        full = (records.full_prediction[:, None] == labels).float()
         return full - (prediction == labels).float()
 
     def says(self, value: float) -> str:

@@ -63,4 +63,4 @@ class MeanDeviation(AnswerLoss):
 
 def _distance(prediction: Tensor, records: Records) -> Tensor:
     """|y_k − y_K| of predictions (N, …)."""
-    return (prediction - records.prediction[:, -1:]).abs()
+    return (prediction - records.full_prediction[:, None]).abs()
