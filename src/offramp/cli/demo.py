@@ -26,7 +26,7 @@ def demo(
     images: Annotated[int, typer.Option(min=64, help="Test images for timing.")] = IMAGES,
     as_json: AsJson = False,
 ) -> None:
-    """The whole road on digits-grid, about three minutes.
+    """The whole road on digits-grid, about four minutes.
 
     Images are 2×2 grids of one to four handwritten digits; the label is the largest one. A small
     vision transformer is trained alone, then with LGViT's exits; it is calibrated, evaluated on

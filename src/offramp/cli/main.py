@@ -48,7 +48,7 @@ def main(
     """Transformers that stop computing when they already know.
 
     Train a model with early exits, calibrate it to a promise, measure what it saves.
-    Start with [bold]offramp demo[/]: the whole road in about three minutes.
+    Start with [bold]offramp demo[/]: the whole road in about four minutes.
     """
 
 
