@@ -53,6 +53,25 @@ def test_points_say_how_they_were_asked_for(asked: dict[str, Any], flags: str) -
     assert calibrate(made_records(600), **asked).asked.flags == flags
 
 
+def test_every_wish_has_its_own_name() -> None:
+    given: list[dict[str, Any]] = [
+        {},
+        {"certainty": 0.9},
+        {"temperatures": True},
+        {"search": "dynamic"},
+        {"smooth": False},
+        {"policy_options": {"keep": 0.25}},
+    ]
+    slugs = [Wish(max_drop=1, **more).slug for more in given]
+    assert slugs[0] == "max-drop-1"
+    assert slugs[1:4] == [
+        "max-drop-1-certainty-0.9",
+        "max-drop-1-temperatures",
+        "max-drop-1-dynamic",
+    ]
+    assert len(set(slugs)) == len(slugs)
+
+
 def test_where_records_come_from_is_part_of_it() -> None:
     records = made_records(300, engine="openvino", precision="int8", split="validation")
     flags = calibrate(records, max_drop=1).asked.flags

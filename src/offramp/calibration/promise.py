@@ -74,7 +74,8 @@ class Promise(BaseModel):
     def _says_drop(self) -> str:
         if self.unit == "MAE":
             return f"MAE at most {self.value:g} above the full model's"
-        return f"at most {self.value:g} points of accuracy below the full model"
+        points = "point" if self.value == 1 else "points"
+        return f"at most {self.value:g} {points} of accuracy below the full model"
 
     def _says_cost(self) -> str:
         return f"at most {self.value:g} of the full model's {self.unit}"

@@ -132,14 +132,17 @@ class Wish(BaseModel):
 
     @property
     def slug(self) -> str:
-        """A name for files."""
+        """A name for files: another wish of the same policy and engine has another."""
         parts = [
             f"{name.replace('_', '-')}-{getattr(self, name):g}"
-            for name in (*_TARGETS, "delta", "tolerance", "cap")
+            for name in (*_TARGETS, "certainty", "delta", "tolerance", "cap")
             if getattr(self, name) is not None
         ]
         parts += [f"{name}-{_exact(value)}" for name, value in self.policy_options.items()]
-        more = (self.quantile, self.risk_kind, self.method, self.path)
+        more = [self.quantile, self.risk_kind, self.method, self.path]
+        more += ["temperatures"] if self.temperatures else []
+        more += [self.search] if self.search != Wish().search else []
+        more += [] if self.smooth else ["no-smooth"]
         return "-".join([*parts, *(word.replace("_", "-") for word in more if word)])
 
     @property
