@@ -3,17 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import timm
 import torch
 from torch import nn
 
-from offramp import vision_cure
-
-vision_cure.ensure()
-
-import timm  # noqa: E402
-
-import offramp.zoo  # noqa: E402, F401  (registers its models)
-from offramp.zoo.cascade import Cascade  # noqa: E402
+from offramp.zoo.cascade import Cascade  # and all of offramp.zoo registers its models
 
 
 class Variant(NamedTuple):

@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.anytime import BUDGETS, Anytime, accuracy_at, anytime, dominated_by, single_costs
+from offramp.anytime import (
+    BUDGETS,
+    Anytime,
+    Budgets,
+    accuracy_at,
+    anytime,
+    dominated_by,
+    single_costs,
+)
 from offramp.calibration import Records, RecordsMeta
 from offramp.costs.table import CostTable
 from offramp.errors import OfframpError
@@ -63,23 +71,23 @@ def test_costs_that_fall_count_the_last_exit_that_fits() -> None:
     st.floats(0.1, 10),
 )
 def test_spreads_are_what_drawing_budgets_gives(
-    budgets: object, exits: list[tuple[float, float]], mean: float
+    budgets: Budgets, exits: list[tuple[float, float]], mean: float
 ) -> None:
     accuracy, costs = zip(*exits, strict=True)
     random, total, n = np.random.default_rng(0), 0.0, 20_000
-    for weight, low, high in budgets.pieces:  # type: ignore[attr-defined]
+    for weight, low, high in budgets.pieces:
         drawn = random.uniform(low * mean, high * mean, n)
         fits = np.asarray(costs)[None] <= drawn[:, None]
         last = np.where(fits.any(1), len(costs) - 1 - fits[:, ::-1].argmax(1), -1)
         values = np.where(last < 0, PRIOR, np.asarray(accuracy)[last])
         total += weight * float(values.mean())
-    found = accuracy_at(accuracy, costs, PRIOR, budgets, mean)  # type: ignore[arg-type]
+    found = accuracy_at(accuracy, costs, PRIOR, budgets, mean)
     assert found == pytest.approx(total, abs=2.5)
 
 
 @pytest.mark.parametrize("budgets", BUDGETS, ids=lambda b: b.name)
-def test_spreads_have_the_mean_they_are_named_by(budgets: object) -> None:
-    pieces = budgets.pieces  # type: ignore[attr-defined]
+def test_spreads_have_the_mean_they_are_named_by(budgets: Budgets) -> None:
+    pieces = budgets.pieces
     assert sum(weight for weight, *_ in pieces) == pytest.approx(1)
     assert sum(weight * (low + high) / 2 for weight, low, high in pieces) == pytest.approx(1)
 

@@ -158,7 +158,9 @@ def test_a_segment_that_cannot_be_compiled_is_named(
     small: MultiExitModel, half: Confidence, pictures: Tensor
 ) -> None:
     class Peeking(Confidence):
-        def decide(self, k: int, reading: Tensor, memory: tuple[Tensor, ...]):  # type: ignore[no-untyped-def]
+        def decide(
+            self, k: int, reading: Tensor, memory: tuple[Tensor, ...]
+        ) -> tuple[Tensor, tuple[Tensor, ...]]:
             print(reading.tolist())  # a graph cannot do this
             return super().decide(k, reading, memory)
 

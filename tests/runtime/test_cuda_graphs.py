@@ -160,7 +160,9 @@ def test_where_nobody_leaves_nothing_is_copied(
         return rehearse(part, inputs)._replace(replay=lambda: None)
 
     class Copies(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if func is torch.ops.aten.copy_.default:
                 seen.append(tuple(args[0].shape))
             return func(*args, **(kwargs or {}))

@@ -58,11 +58,16 @@ def test_a_regression_model_survives_the_disk(tmp_path: Path) -> None:
 
 
 def test_impossible_models_are_refused() -> None:
-    common = {"image_size": 24, "backbone_args": SMALL, "exits": "linear", "at": [1]}
+    common: dict[str, Any] = {
+        "image_size": 24,
+        "backbone_args": SMALL,
+        "exits": "linear",
+        "at": [1],
+    }
     with pytest.raises(OfframpError, match="a regression model has one output"):
-        offramp.create("vit_tiny_patch16_224", num_classes=3, task="regression", **common)  # type: ignore[arg-type]
+        offramp.create("vit_tiny_patch16_224", num_classes=3, task="regression", **common)
     with pytest.raises(OfframpError, match="target goes with task='regression'"):
-        offramp.create("vit_tiny_patch16_224", num_classes=3, target=Target(), **common)  # type: ignore[arg-type]
+        offramp.create("vit_tiny_patch16_224", num_classes=3, target=Target(), **common)
     sound = regression_model().config.model_dump()
     with pytest.raises(ValidationError, match="one output, not 2"):
         ModelConfig.model_validate(sound | {"num_classes": 2})
@@ -163,6 +168,7 @@ def test_learning_to_exit_learns_the_size_of_the_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", [n for n in EXITS.names() if n != "member"])
 def test_every_head_can_answer_with_one_number(head: str) -> None:
     model = regression_model(head)
+    said: Any
     for said in model(torch.randn(2, 3, 24, 24)):
-        assert said.logits.shape == (2, 1)  # type: ignore[attr-defined]
-        assert torch.isfinite(said.logits).all()  # type: ignore[attr-defined]
+        assert said.logits.shape == (2, 1)
+        assert torch.isfinite(said.logits).all()
