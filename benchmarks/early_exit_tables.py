@@ -23,9 +23,8 @@ def methods(found: Json) -> str:
         + "; ".join(dict.fromkeys(f"{m.name} {_epochs(m.recipe)}" for m in known.methods))
         + ". Training times were taken beside other load. *Time*: speed-up over the method's own "
         "backbone on the engine, image by image, where at most one point may be lost; settings are "
-        "chosen by MACs, so exits whose calls cost more time than they save stay on (choose by the "
-        "engine's latency table instead where time is what counts).\n"
-        + "\nFile: `benchmarks/results/method_comparison.json`.\n"
+        "chosen by the engine's latency table, so exits whose calls take longer than they save are "
+        "off.\n" + "\nFile: `benchmarks/results/method_comparison.json`.\n"
     )
 
 

@@ -51,7 +51,6 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 JOINT = ("joint_linear", "pabee", "berxit", "msdnet", "boosted", "lgvit")
 MAPS = ("classifier_wise_vit_ee", "classifier_wise_cnn_add_ee")  # heads that are networks
-ONCE = (*JOINT, *MAPS, "sdn_heads")  # too long to train for every seed
 SIZES = (64, 80, 96)  # pixels of the smaller look in a cascade; the fine-tuned run has 112
 SMALL = 64
 SEED = re.compile(r"-seed-\d+$")
@@ -111,7 +110,7 @@ def main(arguments: argparse.Namespace) -> None:
     trained(BACKBONE, 0, arguments.runs, settings(BACKBONE, arguments, backbone))
     specs = []
     for method in arguments.only or METHODS:
-        for seed in arguments.seeds[:1] if method in ONCE else arguments.seeds:
+        for seed in arguments.seeds:
             run = trained(method, seed, arguments.runs, settings(method, arguments, backbone))
             specs += [f"{run}:{policy}" for policy in METHODS[method]]
     if arguments.cascades:

@@ -15,7 +15,8 @@ import offramp.zoo
 from offramp.backbones import build_backbone
 from offramp.costs import count_macs
 from offramp.errors import OfframpError
-from offramp.zoo.cct import CCT, convert
+from offramp.zoo.cct import CCT
+from offramp.zoo.cct_checkpoint import convert
 from offramp.zoo.cct_layers import SequencePool
 
 # parameters, 10⁹ MACs with attention, tokens per side

@@ -9,7 +9,8 @@ from offramp.calibration.front import FrontPoint, StaticPoint, static_points
 from offramp.calibration.oracle import oracle, oracle_front
 from offramp.calibration.point import OperatingPoint
 from offramp.calibration.promise import Promise
-from offramp.calibration.records import Records, RecordsMeta
+from offramp.calibration.records import Records
+from offramp.calibration.records_meta import RecordsMeta
 from offramp.calibration.reliability import Reliability, reliability
 from offramp.calibration.replay import Decisions, replay
 from offramp.calibration.temperature import fit_temperatures

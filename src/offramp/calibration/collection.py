@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from offramp.calibration.records import Records, RecordsMeta
+from offramp.calibration.records import Records
+from offramp.calibration.records_meta import RecordsMeta
 from offramp.costs.evaluating import evaluating
 from offramp.costs.table import CostTable
 from offramp.errors import OfframpError

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
-from offramp.costs.table import CostTable
+from offramp.calibration.records_meta import RecordsMeta
 from offramp.errors import OfframpError
 from offramp.files import open_tensors, tensor_digest, write_tensors
 from offramp.policies.base import POLICIES, Policy, ScalarPolicy
@@ -24,41 +24,6 @@ from offramp.tasks import TASKS, Task, task_named
 
 CHUNK = 4096  # samples whose logits are in hand at once
 _SIGNAL = "signal."
-
-
-class RecordsMeta(BaseModel):
-    """Where records come from."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    fingerprint: str
-    dataset: str
-    split: str
-    exit_names: list[str]
-    positions: list[int]
-    blocks: int
-    full_blocks: int | None = None
-    standalone: list[bool]
-    task: str = "classification"
-    engine: str = "torch"
-    precision: str = "float32"
-    versions: dict[str, str] = {}
-    num_threads: int | None = None
-    costs: CostTable | None = None
-
-    @property
-    def num_exits(self) -> int:
-        return len(self.exit_names)
-
-    @property
-    def blocks_run(self) -> list[int]:
-        """Blocks run by a sample that leaves at exit k: (K,)."""
-        return [*self.positions, self.blocks]
-
-    @property
-    def baseline_blocks(self) -> int:
-        """Blocks of the unmodified model: all, unless the chain adds models to it."""
-        return self.blocks if self.full_blocks is None else self.full_blocks
 
 
 class FullAnswers(NamedTuple):

@@ -4,13 +4,12 @@ Hassani et al., "Escaping the Big Data Paradigm with Compact Transformers", arXi
 CCT-L/KxC has L blocks behind C convolutions of kernel K.
 """
 
-from collections.abc import Mapping
 from math import prod
 from typing import Any
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import resample_abs_pos_embed, to_2tuple, trunc_normal_
+from timm.layers import to_2tuple, trunc_normal_
 from timm.models import (
     build_model_with_cfg,
     checkpoint_seq,
@@ -21,8 +20,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from offramp.errors import OfframpError, suggest
+from offramp.zoo.cct_checkpoint import convert
 from offramp.zoo.cct_layers import LN_EPS, CCTBlock, SequencePool, Tokenizer
-from offramp.zoo.checkpoints import strict, unwrap
 from offramp.zoo.positions import sinusoid
 
 __all__ = ["CCT"]
@@ -193,50 +192,6 @@ def _initialise(module: nn.Module) -> None:
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-# names in the released weights → ours, tried in this order
-RENAMED = (
-    ("tokenizer.conv_layers.", "tokenizer."),
-    ("classifier.positional_emb", "pos_embed"),
-    ("classifier.attention_pool.", "pool.score."),
-    ("classifier.norm.", "norm."),
-    ("classifier.fc.", "head."),
-    ("classifier.", ""),
-)
-RENAMED_IN_BLOCKS = (
-    (".norm1.", ".norm2."),
-    (".pre_norm.", ".norm1."),
-    (".self_attn.", ".attn."),
-    (".linear1.", ".mlp.fc1."),
-    (".linear2.", ".mlp.fc2."),
-)
-
-
-def convert(checkpoint: Mapping[str, Any], model: CCT) -> dict[str, Tensor]:
-    """Released weights, or our own, as a state dict of ``model``.
-
-    A position table of another image size is resized.
-
-    Raises:
-        OfframpError: when names or shapes do not fit.
-    """
-    state = unwrap(checkpoint)
-    if any(name.startswith("classifier.") for name in state):
-        state = {_rename(name): tensor for name, tensor in state.items()}
-    table = state.get("pos_embed")
-    if table is not None and table.ndim == 3 and table.shape[1] != model.pos_embed.shape[1]:
-        state["pos_embed"] = resample_abs_pos_embed(table, model.grid_size, num_prefix_tokens=0)
-    return strict(state, model)
-
-
-def _rename(name: str) -> str:
-    old, new = next(((o, n) for o, n in RENAMED if name.startswith(o)), ("", ""))
-    name = new + name.removeprefix(old)
-    if name.startswith("blocks."):
-        part, ours = next(((p, o) for p, o in RENAMED_IN_BLOCKS if p in name), ("", ""))
-        name = name.replace(part, ours, 1) if part else name
-    return name
 
 
 def _create(

@@ -15,7 +15,8 @@ import numpy as np
 from offramp.calibration.enumeration import Columns, enumerate_settings
 from offramp.calibration.front import Measure, locked_exits, measure
 from offramp.calibration.path_search import Walk, walk_path
-from offramp.calibration.records import Records, RecordsMeta
+from offramp.calibration.records import Records
+from offramp.calibration.records_meta import RecordsMeta
 from offramp.calibration.replay import Decisions, replay
 from offramp.calibration.risk.losses import Loss
 from offramp.calibration.splits import THRESHOLDS
