@@ -18,9 +18,9 @@ def methods(found: Json) -> str:
         + markdown(known)
         + "\n![Accuracy over the share of MACs, one line per method]"
         "(../benchmarks/results/method_comparison.png)\n"
-        + "\nEpochs of training (heads of the frozen ones on cached features; the others with the "
-        "backbone): "
-        + "; ".join(dict.fromkeys(f"{m.name} {_epochs(m.recipe)}" for m in known.methods))
+        + "\nHeads and epochs of training (heads of the frozen ones on cached features; the others "
+        "with the backbone): "
+        + "; ".join(dict.fromkeys(_trained(m) for m in known.methods if _epochs(m.recipe)))
         + ". Training times were taken beside other load. *Time*: speed-up over the method's own "
         "backbone on the engine, image by image, where at most one point may be lost; settings are "
         "chosen by the engine's latency table, so exits whose calls take longer than they save are "
@@ -28,11 +28,16 @@ def methods(found: Json) -> str:
     )
 
 
+def _trained(method: Any) -> str:
+    exits = method.recipe["exits"]
+    named = {exits["layout"]} if isinstance(exits, dict) else {one["head"] for one in exits}
+    return f"{method.name} ({', '.join(sorted(named))}) {_epochs(method.recipe)}"
+
+
 def _epochs(recipe: Json) -> str:
-    """Epochs of a recipe's stages, in their order."""
+    """Epochs of a recipe's stages, in their order; nothing where none is trained."""
     stages = [stage for stage in recipe["recipe"].values() if isinstance(stage, dict)]
-    counts = [stage["epochs"] for stage in stages if stage.get("epochs")]
-    return " + ".join(map(str, counts)) or "none"
+    return " + ".join(str(stage["epochs"]) for stage in stages if stage.get("epochs"))
 
 
 def risks(found: Json) -> str:
