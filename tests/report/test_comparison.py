@@ -198,14 +198,26 @@ def test_time_is_of_the_setting_that_is_quickest_there(
     assert point.active == (0,)
 
 
-def test_where_features_were_kept_makes_no_other_method(pair: list[RunFolder]) -> None:
-    for run, folder in zip(pair, ("here", "there"), strict=True):
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ({"cache_folder": "here"}, {"cache_folder": "there"}, True),
+        ({"finetune": {"epochs": 0, "lr": 0.1}}, {"finetune": {"epochs": 0, "lr": 0.2}}, True),
+        ({"finetune": {"epochs": 1, "lr": 0.1}}, {"finetune": {"epochs": 1, "lr": 0.2}}, False),
+        ({"heads": {"lr": 0.1}}, {"heads": {"lr": 0.2}}, False),
+    ],
+    ids=["folder of features", "stage of no epochs", "trained backbone", "trained heads"],
+)
+def test_only_what_was_trained_tells_methods_apart(
+    first: dict[str, Any], second: dict[str, Any], same: bool, pair: list[RunFolder]
+) -> None:
+    for run, options in zip(pair, (first, second), strict=True):
         recipe = yaml.safe_load((run.path / "recipe.yaml").read_text())
         recipe["exits"] = {"layout": "linear"}
-        recipe["recipe"] = {"name": "classifier_wise", "cache_folder": folder}
+        recipe["recipe"] = {"name": "classifier_wise", **options}
         write_atomic(run.path / "recipe.yaml", yaml.safe_dump(recipe))
     one, other = (contestant(str(run.path)).recipe for run in pair)
-    assert one == other
+    assert (one == other) is same
 
 
 def test_other_samples_are_refused(pair: list[RunFolder]) -> None:

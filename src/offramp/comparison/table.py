@@ -25,10 +25,16 @@ class Contestant(NamedTuple):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The recipe without what tells seeds apart, or says where features were kept."""
+        """The recipe without what tells seeds apart, says where features were kept, or is of
+        stages that trained nothing."""
         known = {k: v for k, v in self.run.config.dump().items() if k not in ("name", "seed")}
-        stages = {k: v for k, v in known["recipe"].items() if k != "cache_folder"}
-        return known | {"recipe": stages}
+        return known | {
+            "recipe": {
+                k: v
+                for k, v in known["recipe"].items()
+                if k != "cache_folder" and not (isinstance(v, dict) and v.get("epochs") == 0)
+            }
+        }
 
 
 def contestant(spec: str) -> Contestant:
