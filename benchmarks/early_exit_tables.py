@@ -24,7 +24,9 @@ def methods(found: Json) -> str:
         + ". Training times were taken beside other load. *Time*: speed-up over the method's own "
         "backbone on the engine, image by image, where at most one point may be lost; settings are "
         "chosen by the engine's latency table, so exits whose calls take longer than they save are "
-        "off.\n" + "\nFile: `benchmarks/results/method_comparison.json`.\n"
+        "off: all of them for some methods, where the plain model is left and the ratio is noise. "
+        "The heads of ztw feed each other and stay on.\n"
+        "\nFile: `benchmarks/results/method_comparison.json`.\n"
     )
 
 
