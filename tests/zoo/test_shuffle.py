@@ -12,7 +12,6 @@ from timm.layers import DropPath
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-import offramp.zoo  # noqa: F401  (registers)
 from families import enliven, settle
 from offramp.costs import count_macs
 from offramp.errors import OfframpError

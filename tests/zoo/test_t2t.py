@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import offramp.zoo  # noqa: F401  (registers)
 from families import enliven
 from offramp.backbones import build_backbone
 from offramp.costs import count_macs

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-import offramp.zoo  # noqa: F401  (registers)
 from families import enliven
 from offramp.backbones import build_backbone
 from offramp.costs import count_macs
