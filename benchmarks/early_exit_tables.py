@@ -23,10 +23,11 @@ def methods(found: Json) -> str:
         + "; ".join(dict.fromkeys(_trained(m) for m in known.methods if _epochs(m.recipe)))
         + ". Methods on the finished backbone share one, so their spread is of the heads alone; "
         "cascades have one seed. Training times were taken beside other load. *Time*: speed-up "
-        "over the method's own backbone on the engine, image by image, where at most one "
-        "point may be lost; settings are chosen by the engine's latency table, so exits whose calls "
-        "take longer than they save are off: all of them for some methods, where the plain model is left and the ratio is noise. "
-        "Only the first seed is timed. The heads of ztw feed each other and stay on.\n"
+        "over the method's own backbone on the engine, image by image, where at most one point "
+        "may be lost; settings are chosen by the engine's latency table, so exits whose calls "
+        "take longer than they save are off: all of them for some methods, where the plain "
+        "model is left and the ratio is noise. Only the first seed is timed. The heads of ztw "
+        "feed each other and stay on.\n"
         "\nFile: `benchmarks/results/method_comparison.json`.\n"
     )
 
